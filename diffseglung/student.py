@@ -1,0 +1,159 @@
+"""The student: a 3-D diffusion U-Net whose bottleneck learns to see what the radiomic teacher sees."""
+
+from typing import Any
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet, get_timestep_embedding
+from torch import nn
+from torch.nn import functional as F
+
+from diffseglung.frozen import frozen
+
+
+@frozen
+class StudentConfig:
+    """Size of the network. The bottleneck's stride is `fold * 2 ** (levels - 1)` voxels."""
+
+    channels: tuple[int, ...] = (16, 32, 64)
+    fold: int = 2  # space-to-depth before the first convolution: halves the grid at no loss
+    res_blocks: int = 1
+    norm_groups: int = 8
+    timesteps: int = 250
+    embedding: int = 128
+
+    def __post_init__(self) -> None:
+        if any(c % self.norm_groups for c in self.channels):
+            raise ValueError(
+                f"student.channels {self.channels} must each be a multiple of student.norm_groups {self.norm_groups}"
+            )
+        if self.fold < 1:
+            raise ValueError(f"student.fold {self.fold} must be at least 1")
+
+    @property
+    def stride_vox(self) -> int:
+        """Edge of one bottleneck position in voxels."""
+        return self.fold * 2 ** (len(self.channels) - 1)
+
+
+class FeatureUNet(DiffusionModelUNet):
+    """MONAI's diffusion U-Net that also hands out its middle block."""
+
+    def encode(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+        """The bottleneck, the skip connections and the time embedding: a third of the whole network's work."""
+        embedding = self.time_embed(get_timestep_embedding(t, self.block_out_channels[0]).to(x.dtype))
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks:
+            h, residuals = block(hidden_states=h, temb=embedding, context=None)
+            skips.extend(residuals)
+        return self.middle_block(hidden_states=h, temb=embedding, context=None), skips, embedding
+
+    def decode(self, h: torch.Tensor, skips: list[torch.Tensor], embedding: torch.Tensor) -> torch.Tensor:
+        """From the bottleneck back to the input's grid."""
+        for block in self.up_blocks:
+            split = len(skips) - len(block.resnets)
+            h = block(hidden_states=h, res_hidden_states_list=skips[split:], temb=embedding, context=None)
+            skips = skips[:split]
+        return self.out(h)
+
+
+class Student(nn.Module):
+    """Noise predictor conditioned on the lung mask (paper, section 3.1)."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        cube = config.fold**3
+        self.unet = FeatureUNet(
+            spatial_dims=3,
+            in_channels=2 * cube,
+            out_channels=cube,
+            num_res_blocks=config.res_blocks,
+            channels=config.channels,
+            attention_levels=(False,) * len(config.channels),
+            norm_num_groups=config.norm_groups,
+            num_head_channels=config.channels[-1] // 2,
+        )
+
+    def forward(
+        self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predicted noise (b, 1, z, y, x) and bottleneck (b, c, z / stride, y / stride, x / stride).
+
+        `noisy` and `lungs` are (b, 1, z, y, x), `t` is (b,) in 0 .. timesteps-1.
+        """
+        bottleneck, skips, embedding = self.unet.encode(self._fold(noisy, lungs), t)
+        return unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold), bottleneck
+
+    def encode(self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """The bottleneck alone; the decoder is not run."""
+        return self.unet.encode(self._fold(noisy, lungs), t)[0]
+
+    def _fold(self, noisy: torch.Tensor, lungs: torch.Tensor) -> torch.Tensor:
+        return fold(torch.cat([noisy, lungs.to(noisy.dtype)], dim=1), self.config.fold)
+
+
+def fold(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Space to depth: (b, c, z, y, x) -> (b, c n^3, z/n, y/n, x/n)."""
+    b, c, z, y, w = x.shape
+    x = x.view(b, c, z // n, n, y // n, n, w // n, n).permute(0, 1, 3, 5, 7, 2, 4, 6)
+    return x.reshape(b, c * n**3, z // n, y // n, w // n)
+
+
+def unfold(x: torch.Tensor, n: int) -> torch.Tensor:
+    """Depth to space: undoes `fold`."""
+    b, c, z, y, w = x.shape
+    x = x.view(b, c // n**3, n, n, n, z, y, w).permute(0, 1, 5, 2, 6, 3, 7, 4)
+    return x.reshape(b, c // n**3, z * n, y * n, w * n)
+
+
+class DistillationNetwork(nn.Module):
+    """What is trained: the student and the two heads that bring it and its teacher into one space.
+
+    One forward pass gives all that the loss needs, so that a data-parallel wrapper sees every parameter.
+    """
+
+    def __init__(self, config: StudentConfig, descriptors: int) -> None:
+        super().__init__()
+        width = config.channels[-1]
+        self.student = Student(config)
+        # GroupNorm and LayerNorm: batch statistics would let small batches leak which patch is which.
+        self.student_head = nn.Sequential(
+            nn.Conv3d(width, width, 1),
+            nn.GroupNorm(config.norm_groups, width),
+            nn.SiLU(),
+            nn.Conv3d(width, config.embedding, 1),
+        )
+        self.teacher_head = nn.Sequential(
+            nn.Linear(descriptors, config.embedding),
+            nn.LayerNorm(config.embedding),
+            nn.SiLU(),
+            nn.Linear(config.embedding, config.embedding),
+        )
+
+    def forward(
+        self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor, descriptors: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Noise (b, 1, z, y, x), student embedding (b, e, gz, gy, gx) and teacher embedding (..., e), unit length.
+
+        `descriptors` is (..., 34), standardised.
+        """
+        noise, bottleneck = self.student(noisy, lungs, t)
+        return (
+            noise,
+            F.normalize(self.student_head(bottleneck), dim=1),
+            F.normalize(self.teacher_head(descriptors), dim=-1),
+        )
+
+
+def parameters_m(module: nn.Module) -> float:
+    """Millions of parameters."""
+    return sum(p.numel() for p in module.parameters()) / 1e6
+
+
+def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
+    """Fill a module, refusing weights of another architecture in words."""
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"these weights belong to another network than the config describes: {error}") from error
