@@ -201,7 +201,7 @@ def prepare_batch(batch: Batch, run: Distillation) -> Batch:
 def draw_randomness(batch: Batch, run: Distillation, contrast: bool, micro: int, rank: int, world: int) -> Draw:
     """Drawn for the global batch from (seed, step) and cut to this rank, so that the number of workers is no dice."""
     clean, known = batch["clean"], batch["known"]
-    b, mine = len(clean), slice(rank * len(clean), (rank + 1) * len(clean))
+    b, own = len(clean), slice(rank * len(clean), (rank + 1) * len(clean))
     generator = torch.Generator().manual_seed((run.config.seed << 40) + (run.step << 8) + micro)
     t = torch.rand(b * world, generator=generator)
     if contrast:
@@ -210,7 +210,7 @@ def draw_randomness(batch: Batch, run: Distillation, contrast: bool, micro: int,
     priority = torch.rand(b * world, int(known[0].numel()), generator=generator)
     noise = torch.randn(b * world, *clean.shape[1:], generator=generator)
     steps = (t * run.schedule.timesteps).long()
-    return Draw(*(x[mine].to(run.device) for x in (noise, steps, priority)))
+    return Draw(*(x[own].to(run.device) for x in (noise, steps, priority)))
 
 
 def distillation_loss(
@@ -237,7 +237,8 @@ def pair_up(
     b, e = student.shape[:2]
     student = student.flatten(2).transpose(1, 2)  # (b, p, e)
     teacher, known = teacher.reshape(b, -1, e), batch["known"].reshape(b, -1)
-    rarity = rare_first(batch["descriptors"].reshape(b * known.shape[1], -1), known.reshape(-1)).view(b, -1)
+    flat = batch["descriptors"].reshape(known.numel(), -1)
+    rarity = rare_first(gather(flat), gather(known.reshape(-1)))[mine(known.numel())].view(b, -1)
     # Gumbel top-k: a draw without replacement in proportion to rarity.
     gumbel = -torch.log(-torch.log(draw.priority.clamp(1e-6, 1 - 1e-6)))
     score = torch.where(known, rarity.log() + gumbel, -torch.inf)
@@ -295,6 +296,12 @@ def info_nce(
         "retrieval": float(found),
         "effective_rank": float(rank),
     }
+
+
+def mine(rows: int) -> slice:
+    """This rank's rows of what `gather` returned."""
+    rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+    return slice(rank * rows, (rank + 1) * rows)
 
 
 def gather(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,151 @@
+"""What a tissue looks like in physical terms, and how likely each is for a small cell of lung.
+
+A cell (8 mm) is described by its surroundings (a 24 mm window): five HU percentiles, how rough they are, and how
+much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from diffseglung.frozen import frozen
+from diffseglung.labels import TISSUES, Tissue
+
+# The columns of a cell's evidence, in this order everywhere.
+PERCENTILES = ("p10_hu", "p25_hu", "p50_hu", "p75_hu", "p90_hu")
+EVIDENCE = (*PERCENTILES, "log_roughness", "lung_fraction", "vessel_fraction")
+
+VESSEL = len(TISSUES)  # index of the helper class "vessel or airway wall", merged into healthy at the end
+
+
+class Prototype(NamedTuple):
+    """Mean and spread of a tissue's percentiles (HU) and of its roughness (log, relative to the scan's lung)."""
+
+    relative: bool  # HU counted from the scan's own lung mode (parenchyma) or absolute (fluid, solid)
+    hu: tuple[float, float, float, float, float]
+    spread_hu: tuple[float, float, float, float, float]
+    roughness: float
+    roughness_spread: float
+    prior: float
+    source: str
+
+
+_TRIAL = "fitted by hand on digital phantoms that no score uses"
+PROTOTYPES: dict[int, Prototype] = {
+    Tissue.HEALTHY: Prototype(
+        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.25, 0.6,
+        "definition of the lung mode; vessels give the upper tail",
+    ),
+    Tissue.EMPHYSEMA: Prototype(
+        True, (-105, -95, -80, -30, 90), (35, 35, 40, 80, 140), -0.12, 0.25, 0.1,
+        "LAA-950: below -950 HU where normal lung lies near -860 (Gevenois 1996)",
+    ),
+    Tissue.GROUND_GLASS: Prototype(
+        False, (-720, -670, -600, -520, -420), (80, 80, 90, 110, 150), -0.08, 0.25, 0.1,
+        "-750 to -300 HU, vessels stay visible (Fleischner glossary, Hansell 2008)",
+    ),
+    Tissue.FIBROSIS: Prototype(
+        False, (-860, -740, -540, -360, -260), (80, 110, 120, 120, 130), 0.4, 0.25, 0.1,
+        "honeycomb: air cysts of -900 HU between walls of -300 HU (Hansell 2008); " + _TRIAL,
+    ),
+    Tissue.CONSOLIDATION: Prototype(
+        False, (-300, -110, -20, 25, 70), (260, 170, 90, 60, 60), 0.2, 0.4, 0.1,
+        "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
+    ),
+    VESSEL: Prototype(
+        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.3, 0.35, 0.6,
+        "lung pierced by a vessel or an airway wall; " + _TRIAL,
+    ),
+}  # fmt: skip
+ANCHORED: tuple[int, ...] = tuple(PROTOTYPES)  # cavity has no prototype: it is a question of enclosure
+
+
+@frozen
+class TissueConfig:
+    """How firmly physics speaks."""
+
+    temperature: float = 2.5  # the six numbers of a cell are not independent: their log-likelihood is divided
+    vessel_power: float = 4.0  # log-odds that a cell made of vessel alone gains for "vessel"
+    scan_relative: bool = True  # False: the lung mode is taken to be -860 HU in every scan
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise ValueError(f"tissue.temperature {self.temperature} must be above 0")
+
+
+class Reference(NamedTuple):
+    """What is normal in this scan."""
+
+    mode_hu: float
+    log_roughness: float
+
+
+def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
+    """The scan's own lung mode (HU) and roughness, from its cells.
+
+    `evidence` is (n, 8) in the order of `EVIDENCE`. The mode is that of the cells' medians between -980 and -650 HU
+    (normal lung at any depth of breath), smoothed over 30 HU; roughness is the median of the cells near that mode.
+    """
+    known = evidence[np.isfinite(evidence).all(axis=1)]
+    median_hu, rough = known[:, 2], known[:, 5]
+    if not config.scan_relative or not len(known):
+        return Reference(-860.0, float(np.median(rough)) if len(known) else 0.0)
+    edges = np.arange(-980, -645, 5)
+    counts = np.histogram(median_hu, edges)[0].astype(float)
+    if not counts.any():
+        return Reference(-860.0, float(np.median(rough)))
+    kernel = np.exp(-0.5 * (np.arange(-6, 7) / 3) ** 2)
+    mode = float(edges[np.convolve(counts, kernel, mode="same").argmax()] + 2.5)
+    near = np.abs(median_hu - mode) < 40
+    return Reference(mode, float(np.median(rough[near] if near.any() else rough)))
+
+
+def prior() -> np.ndarray:
+    """Prior (6,) of the anchored classes, summing to one."""
+    p = np.array([PROTOTYPES[k].prior for k in ANCHORED])
+    return p / p.sum()
+
+
+def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: TissueConfig) -> np.ndarray:
+    """Log-likelihood (n, 6) of each anchored class for cells (n, 8), up to a constant per cell.
+
+    Diagonal Gaussians around the prototypes, tempered; unknown cells (NaN) come out flat.
+    """
+    known = np.isfinite(evidence).all(axis=1)
+    cells = np.where(known[:, None], evidence, 0).astype(np.float64)
+    out = np.empty((len(cells), len(ANCHORED)))
+    for column, tissue in enumerate(ANCHORED):
+        p = PROTOTYPES[tissue]
+        hu = np.array(p.hu) + (reference.mode_hu if p.relative else 0)
+        z = (cells[:, :5] - hu) / np.array(p.spread_hu)
+        rough = (cells[:, 5] - reference.log_roughness - p.roughness) / p.roughness_spread
+        scale = np.log(p.spread_hu).sum() + np.log(p.roughness_spread)
+        out[:, column] = -(0.5 * (z**2).sum(axis=1) + 0.5 * rough**2 + scale) / config.temperature
+    out[:, ANCHORED.index(VESSEL)] += config.vessel_power * cells[:, 7]
+    return np.where(known[:, None], out, 0.0)
+
+
+def to_tissues(posterior: np.ndarray) -> np.ndarray:
+    """Anchored posterior (n, 6) -> posterior over the six tissues (n, 6): vessel counts as healthy, cavity as 0."""
+    out = np.zeros((len(posterior), len(TISSUES)), dtype=np.float32)
+    for column, tissue in enumerate(ANCHORED):
+        out[:, (Tissue.HEALTHY if tissue == VESSEL else tissue) - 1] += posterior[:, column]
+    return out
+
+
+# HU bands of the published recipe; ground glass lies above healthy lung (the authors' code has them crossed).
+HU_BANDS: dict[Tissue, tuple[float, float]] = {
+    Tissue.EMPHYSEMA: (-1100, -925),
+    Tissue.HEALTHY: (-925, -750),
+    Tissue.GROUND_GLASS: (-750, -500),
+    Tissue.FIBROSIS: (-500, -200),
+    Tissue.CONSOLIDATION: (-200, 500),
+}
+
+
+def name_by_hu(mean_hu: np.ndarray) -> list[Tissue]:
+    """The tissue in whose HU band each cluster's mean lies (paper, section 3.4)."""
+    names = []
+    for hu in np.clip(mean_hu, -1099, 499):
+        names.append(next(t for t, (low, high) in HU_BANDS.items() if low <= hu < high))
+    return names
