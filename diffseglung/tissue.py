@@ -15,7 +15,7 @@ from diffseglung.labels import TISSUES, Tissue
 PERCENTILES = ("p10_hu", "p25_hu", "p50_hu", "p75_hu", "p90_hu")
 EVIDENCE = (*PERCENTILES, "log_roughness", "lung_fraction", "vessel_fraction")
 
-VESSEL = len(TISSUES)  # index of the helper class "vessel or airway wall", merged into healthy at the end
+VESSEL = 7  # a helper class beyond the tissues: "vessel or airway wall", merged into healthy at the end
 
 
 class Prototype(NamedTuple):

@@ -1,0 +1,40 @@
+"""What is known of every 8 mm cell of a scan without any network: physical evidence and radiomic descriptors."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from diffseglung.patches import PatchConfig, Scan, cell_share
+from diffseglung.teacher import TeacherConfig, describe_windows, window_evidence
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Per cell of the scan, float32: `evidence` (z, y, x, 8) as in `tissue.EVIDENCE`, `descriptors` (z, y, x, 34).
+
+    NaN where there is too little lung to tell.
+    """
+
+    evidence: np.ndarray
+    descriptors: np.ndarray
+
+    @property
+    def inside(self) -> np.ndarray:
+        """Cells (z, y, x) that hold lung and whose evidence is known."""
+        return (self.evidence[..., 6] > 0) & np.isfinite(self.evidence).all(axis=-1)
+
+
+def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
+    """Evidence and descriptors of each cell from the window around it, lung voxels only."""
+    window, cell = patches.window_vox, patches.cell_vox
+    evidence = window_evidence(scan.hu, scan.lungs, size_vox=window, step_vox=cell)
+    # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
+    wall = ndimage.binary_dilation(scan.airways) & scan.lungs
+    lung = cell_share(scan.lungs, cell)
+    known = cell_share((scan.vessels | wall) & scan.lungs, cell)
+    share = np.divide(known, lung, out=np.zeros_like(lung), where=lung > 0)
+    return Cells(
+        evidence=np.concatenate([evidence, share[..., None]], axis=-1).astype(np.float32),
+        descriptors=describe_windows(scan.hu, scan.lungs, teacher, size_vox=window, step_vox=cell),
+    )
