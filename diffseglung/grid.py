@@ -1,0 +1,164 @@
+"""Where voxels lie in the patient, and how values move between two grids."""
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import numpy as np
+import SimpleITK as sitk
+
+AXES = ("z", "y", "x")
+Order = tuple[int, int, int]
+Flips = tuple[bool, bool, bool]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Grid:
+    """Where every voxel of an array lies in the patient.
+
+    `shape` is (z, y, x). `affine` is 4x4 float64 and takes an index (z, y, x, 1) to millimetres (x, y, z, 1)
+    in the DICOM frame, LPS: its columns are the step along each index, then the centre of voxel (0, 0, 0).
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (z, y, x)."""
+        z, y, x = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(z), float(y), float(x)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres, right for oblique and sheared grids too."""
+        return float(abs(np.linalg.det(self.affine[:3, :3])) / 1000)
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """The field of view along (z, y, x), outer edge to outer edge."""
+        z, y, x = (count * step for count, step in zip(self.shape, self.spacing_mm, strict=True))
+        return z, y, x
+
+    def at_mm(self, index: tuple[float, float, float]) -> np.ndarray:
+        """The place (x, y, z) in LPS millimetres of an index (z, y, x), whole or between voxels."""
+        return (self.affine @ (*index, 1.0))[:3]
+
+    def matches(self, other: "Grid", tolerance_vox: float = 0.1) -> bool:
+        """Whether both grids put every voxel in the same place, to a fraction of a voxel."""
+        if self.shape != other.shape:
+            return False
+        corners = product(*((0, count - 1) for count in self.shape))
+        apart_mm = max(np.linalg.norm(self.at_mm(corner) - other.at_mm(corner)) for corner in corners)
+        return bool(apart_mm <= tolerance_vox * min(self.spacing_mm))
+
+    def describe(self) -> str:
+        """`148x512x512 voxels of 2.00x0.75x0.75 mm from (-190.1, -172.8, -330.0)`, for error messages."""
+        shape = "x".join(map(str, self.shape))
+        spacing = "x".join(f"{step:.2f}" for step in self.spacing_mm)
+        origin = ", ".join(f"{mm:.1f}" for mm in self.affine[:3, 3])
+        return f"{shape} voxels of {spacing} mm from ({origin})"
+
+
+def canonical_axes(grid: Grid) -> tuple[Order, Flips]:
+    """Which stored axis runs closest to head, back and patient's left, and which of them run backwards.
+
+    Canonical axis `c` is stored axis `order[c]`, reversed where `flips[c]`. Nothing is rotated: an oblique
+    grid keeps its obliqueness in the affine.
+    """
+    alignment = (grid.affine[:3, :3] / np.asarray(grid.spacing_mm))[::-1]  # [canonical axis, stored axis]
+    order = max(permutations(range(3)), key=lambda order: sum(abs(alignment[c, order[c]]) for c in range(3)))
+    z, y, x = (bool(alignment[c, order[c]] < 0) for c in range(3))
+    return order, (z, y, x)
+
+
+def canonical_grid(grid: Grid, order: Order, flips: Flips) -> Grid:
+    """The same voxels named in canonical order (z to the head, y to the back, x to the patient's left)."""
+    shape = tuple(grid.shape[axis] for axis in order)
+    first = [0.0, 0.0, 0.0]
+    for axis, count, flipped in zip(order, shape, flips, strict=True):
+        first[axis] = count - 1 if flipped else 0
+    affine = np.eye(4)
+    affine[:3, :3] = grid.affine[:3, list(order)] * np.where(flips, -1.0, 1.0)
+    affine[:3, 3] = grid.at_mm((first[0], first[1], first[2]))
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def reorder(array: np.ndarray, order: Order, flips: Flips) -> np.ndarray:
+    """Stored order to canonical order. A view, not a copy."""
+    return np.flip(np.transpose(array, order), [axis for axis in range(3) if flips[axis]])
+
+
+def restore(array: np.ndarray, order: Order, flips: Flips) -> np.ndarray:
+    """Canonical order back to stored order: undoes `reorder`, voxel for voxel. A view, not a copy."""
+    return np.transpose(np.flip(array, [axis for axis in range(3) if flips[axis]]), np.argsort(order))
+
+
+def crop_grid(grid: Grid, slices: tuple[slice, slice, slice]) -> Grid:
+    """The grid of `array[slices]`. Steps must be 1 and the box must not be empty."""
+    starts, shape = [], []
+    for axis, cut, count in zip(AXES, slices, grid.shape, strict=True):
+        start, stop, step = cut.indices(count)
+        if step != 1 or stop <= start:
+            raise ValueError(
+                f"cannot crop axis {axis} of {count} voxels by {cut}: it must be a box with step 1"
+            )
+        starts.append(start)
+        shape.append(stop - start)
+    affine = grid.affine.copy()
+    affine[:3, 3] = grid.at_mm((starts[0], starts[1], starts[2]))
+    return Grid((shape[0], shape[1], shape[2]), affine)
+
+
+def respaced_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
+    """A grid of other spacing over the same field of view and about the same centre.
+
+    It holds just enough voxels to cover the old extent, and every voxel centre of either grid lies inside the
+    field of view of the other, so that nothing is extrapolated in either direction.
+    """
+    if not all(step > 0 for step in spacing_mm):
+        raise ValueError(f"spacing_mm must be positive along z, y and x, not {spacing_mm}")
+    ratio = np.asarray(spacing_mm) / grid.spacing_mm
+    # A billionth off a voxel keeps 100 voxels of 1.5 mm at 75 of 2 mm, whatever the rounding of the affine.
+    z, y, x = (int(n) for n in np.maximum(1, np.ceil(np.asarray(grid.shape) / ratio - 1e-6)))
+    affine = grid.affine.copy()
+    affine[:3, :3] *= ratio
+    middle = (np.asarray(grid.shape) - 1) / 2
+    affine[:3, 3] = grid.at_mm(tuple(middle)) - affine[:3, :3] @ ((np.array([z, y, x]) - 1) / 2)
+    return Grid((z, y, x), affine)
+
+
+def resample_map(array: np.ndarray, source: Grid, target: Grid, fill: float = 0.0) -> np.ndarray:
+    """A map, such as a probability, carried to another grid: float32 (z, y, x), linear, `fill` outside.
+
+    It does not smooth: where the target is coarser, smooth first (`resample` does so for HU).
+    """
+    return _sample(np.asarray(array, dtype=np.float32), source, target, sitk.sitkLinear, fill)
+
+
+def resample_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
+    """Labels carried to another grid: uint8 (z, y, x), nearest voxel, 0 outside."""
+    return _sample(np.asarray(labels).astype(np.uint8), source, target, sitk.sitkNearestNeighbor, 0)
+
+
+def _sample(array: np.ndarray, source: Grid, target: Grid, interpolator: int, fill: float) -> np.ndarray:
+    """`array` read at every voxel centre of `target`, in index space, so that any affine will do."""
+    if array.shape != source.shape:
+        raise ValueError(f"the array has shape {array.shape}, its grid says {source.shape}")
+    matrix = np.linalg.inv(source.affine) @ target.affine  # target index to source index, (z, y, x)
+    # The round trip through millimetres costs about 1e-13 voxels; without this, whole indices would miss.
+    matrix = np.round(matrix, 9)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(matrix[:3, :3][::-1, ::-1].ravel().tolist())
+    transform.SetTranslation(matrix[:3, 3][::-1].tolist())
+    image = sitk.GetImageFromArray(array)
+    moved = sitk.Resample(
+        image,
+        size=target.shape[::-1],
+        transform=transform,
+        interpolator=interpolator,
+        outputOrigin=(0.0, 0.0, 0.0),
+        outputSpacing=(1.0, 1.0, 1.0),
+        defaultPixelValue=fill,
+        outputPixelType=image.GetPixelID(),
+    )
+    return sitk.GetArrayFromImage(moved)

@@ -1,0 +1,376 @@
+"""A chest CT in one frame, and the way back to the frame that it came in.
+
+Inside the project every volume is canonical: HU int16 (z, y, x), z towards the head, y towards the back, x
+towards the patient's left. Shown as stored, an axial slice is in radiological convention. `Source` remembers
+how the file had it, so that results go out on the input's own grid, voxel for voxel.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from diffseglung.gate import FILLER_HU, UnreadableScan, VolumeConfig, as_hu, check_grid
+from diffseglung.grid import (
+    Flips,
+    Grid,
+    Order,
+    canonical_axes,
+    canonical_grid,
+    crop_grid,
+    reorder,
+    resample_labels,
+    resample_map,
+    respaced_grid,
+    restore,
+)
+
+__all__ = [
+    "Grid",
+    "Source",
+    "UnreadableScan",
+    "Volume",
+    "VolumeConfig",
+    "crop_grid",
+    "read_labels",
+    "read_volume",
+    "resample",
+    "resample_labels",
+    "resample_map",
+    "write_labels",
+    "write_map",
+    "write_volume",
+    "written_whole",
+]
+
+KINDS: dict[str, str] = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+}
+# NIfTI speaks RAS, the project LPS: x and y change sign.
+RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+# What a NIfTI header says about place. Everything else, free text included, stays behind.
+NIFTI_GEOMETRY = (
+    *("pixdim", "xyzt_units", "qform_code", "sform_code"),
+    *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("srow_x", "srow_y", "srow_z"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Source:
+    """How the input had it: its own grid and axis order, where it came from, and the hash of its bytes.
+
+    `grid` is the grid as stored, slowest axis first. `files` and `frames` are for DICOM, in the order of the
+    first stored axis, which for axial series is the canonical z.
+    """
+
+    kind: str
+    path: str
+    grid: Grid
+    order: Order
+    flips: Flips
+    sha256: str
+    series_uid: str | None = None
+    files: tuple[str, ...] = ()
+    frames: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+    nifti_header: bytes | None = field(default=None, repr=False)
+
+    def to_canonical(self, stored: np.ndarray) -> np.ndarray:
+        """An array in stored order to canonical order (a view)."""
+        return reorder(stored, self.order, self.flips)
+
+    def to_stored(self, canonical: np.ndarray) -> np.ndarray:
+        """An array in canonical order to stored order (a view)."""
+        return restore(canonical, self.order, self.flips)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Volume:
+    """One CT: `hu` int16 (z, y, x), canonical, with the affine that places it (see `Grid`) and its source."""
+
+    hu: np.ndarray
+    affine: np.ndarray
+    source: Source
+
+    @property
+    def grid(self) -> Grid:
+        z, y, x = self.hu.shape
+        return Grid((z, y, x), self.affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.grid.shape
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        return self.grid.spacing_mm
+
+    @staticmethod
+    def from_array(
+        hu: np.ndarray, spacing_mm: tuple[float, float, float], affine: np.ndarray | None = None
+    ) -> "Volume":
+        """A volume from an array that is canonical already, without a file: for the phantom and for tests."""
+        if hu.ndim != 3:
+            raise ValueError(f"hu must be (z, y, x), not of shape {hu.shape}")
+        if affine is None:
+            affine = np.eye(4)
+            affine[:3, :3] = np.diag(spacing_mm)[::-1]
+        z, y, x = hu.shape
+        grid = Grid((z, y, x), np.asarray(affine, dtype=np.float64))
+        if not np.allclose(grid.spacing_mm, spacing_mm, rtol=1e-4):
+            raise ValueError(f"spacing_mm {spacing_mm} and the affine's {grid.spacing_mm} differ")
+        values = np.ascontiguousarray(hu, dtype=np.int16)
+        sha256 = hashlib.sha256(values.tobytes() + grid.affine.tobytes()).hexdigest()
+        source = Source("array", "", grid, (0, 1, 2), (False, False, False), sha256)
+        return Volume(values, grid.affine, source)
+
+
+def read_volume(
+    path: str | os.PathLike[str], *, series: str | None = None, config: VolumeConfig | None = None
+) -> Volume:
+    """Read a chest CT: a NIfTI, NRRD or MetaImage file.
+
+    Raises `UnreadableScan` with the reason in words.
+    """
+    path, config = Path(path), config or VolumeConfig()
+    try:
+        if not path.exists():
+            raise UnreadableScan("there is no such file or folder")
+        stored, grid, header, notes = _read_file(path)
+        check_grid(grid, config)
+        hu = as_hu(stored, config)
+    except UnreadableScan as refusal:
+        raise UnreadableScan(f"{path}: {refusal}") from refusal.__cause__
+    order, flips = canonical_axes(grid)
+    source = Source(
+        KINDS[_suffix(path)], str(path), grid, order, flips, _sha256(path), notes=notes, nifti_header=header
+    )
+    return Volume(
+        np.ascontiguousarray(source.to_canonical(hu)), canonical_grid(grid, order, flips).affine, source
+    )
+
+
+def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
+    """Read a mask or label map that belongs to a scan: uint8 (z, y, x) on the canonical grid of `like`.
+
+    The file may store its axes in another order than the scan; it must cover the same voxels.
+    """
+    path = Path(path)
+    try:
+        stored, grid, _, _ = _read_file(path)
+        if stored.dtype.kind not in "iufb" or not ((stored >= 0) & (stored <= 255) & (stored % 1 == 0)).all():
+            raise UnreadableScan("labels must be whole numbers from 0 to 255")
+        order, flips = canonical_axes(grid)
+        own = canonical_grid(grid, order, flips)
+        if not own.matches(like.grid):
+            raise UnreadableScan(
+                f"its grid is not that of the scan {like.source.path}: {own.describe()}, the scan has "
+                f"{like.grid.describe()}; resample it to the scan first"
+            )
+    except UnreadableScan as refusal:
+        raise UnreadableScan(f"{path}: {refusal}") from refusal.__cause__
+    return np.ascontiguousarray(reorder(stored, order, flips).astype(np.uint8))
+
+
+def write_labels(path: str | os.PathLike[str], labels: np.ndarray, volume: Volume) -> None:
+    """Write a label map, uint8 (z, y, x) canonical, on the grid and in the axis order of the scan's own file.
+
+    NIfTI, NRRD or MetaImage by suffix; compressed; whole or not at all.
+    """
+    if labels.dtype not in (np.uint8, np.bool_):
+        raise ValueError(f"labels must be uint8 or bool, not {labels.dtype}")
+    _write(Path(path), _as_stored(labels.astype(np.uint8), volume), volume.source)
+
+
+def write_volume(path: str | os.PathLike[str], volume: Volume) -> None:
+    """Write HU as int16 on the grid and in the axis order of the scan's own file; whole or not at all."""
+    _write(Path(path), _as_stored(volume.hu, volume), volume.source)
+
+
+def write_map(path: str | os.PathLike[str], array: np.ndarray, volume: Volume) -> None:
+    """Write a map, float32 (z, y, x), or several, (c, z, y, x), on the grid of the scan's own file.
+
+    Several maps become the fourth axis of a NIfTI file, as viewers expect.
+    """
+    array = np.asarray(array, dtype=np.float32)
+    if array.ndim == 3:
+        _write(Path(path), _as_stored(array, volume), volume.source)
+        return
+    if array.ndim != 4 or KINDS.get(_suffix(Path(path))) != "nifti":
+        raise ValueError(
+            f"{path}: several maps need a (c, z, y, x) array and a NIfTI name, not {array.shape}"
+        )
+    _write(Path(path), np.stack([_as_stored(channel, volume) for channel in array]), volume.source)
+
+
+def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
+    """The same field of view in other voxels: linear, smoothed first along the axes that get coarser.
+
+    The smoothing turns the point spread of the old voxel into that of the new (Cardoso et al., MICCAI 2015).
+    """
+    target = respaced_grid(volume.grid, spacing_mm)
+    # To whole micrometres: a spacing that agrees to that is the same, and should be left untouched.
+    old_mm, new_mm = np.round(volume.spacing_mm, 3), np.round(spacing_mm, 3)
+    smooth_mm = np.sqrt(np.maximum(0.0, new_mm**2 - old_mm**2)) / (2 * np.sqrt(2 * np.log(2)))
+    hu = volume.hu.astype(np.float32)
+    if smooth_mm.any():
+        hu = ndimage.gaussian_filter(hu, smooth_mm / volume.spacing_mm, mode="nearest", truncate=3.0)
+    hu = resample_map(hu, volume.grid, target, fill=FILLER_HU)
+    return Volume(np.rint(hu).astype(np.int16), target.affine, volume.source)
+
+
+@contextmanager
+def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A name beside `path` to write to; it takes the place of `path` once the block has ended well."""
+    path = Path(path)
+    beside = path.with_name(f".{os.getpid()}.part.{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _suffix(path: Path) -> str:
+    name = path.name.lower()
+    return next((suffix for suffix in KINDS if name.endswith(suffix)), path.suffix.lower())
+
+
+def _read_file(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    """Stored values (slowest axis first), their grid, the NIfTI header if it is one, and notes."""
+    kind = KINDS.get(_suffix(path))
+    if kind is None:
+        raise UnreadableScan(
+            f"the file type is not known; it must end in one of {', '.join(KINDS)} or be DICOM"
+        )
+    if path.stat().st_size == 0:
+        raise UnreadableScan("the file is empty (0 bytes)")
+    return _read_nifti(path) if kind == "nifti" else _read_itk(path)
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    try:
+        image = nib.load(path)
+        values = np.asanyarray(image.dataobj)
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        gzip.BadGzipFile,
+        nib.filebasedimages.ImageFileError,
+    ) as error:
+        raise UnreadableScan(f"the file is damaged or no NIfTI file ({error})") from error
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    _check_dimensions(values)
+    affine = RAS_TO_LPS @ image.affine
+    affine[:, :3] = affine[:, 2::-1]
+    stored = values.T
+    return stored, Grid(stored.shape, affine), image.header.binaryblock, _nifti_notes(image)
+
+
+def _nifti_notes(image: nib.Nifti1Image) -> tuple[str, ...]:
+    qform, sform = image.header.get_qform(coded=True), image.header.get_sform(coded=True)
+    if not qform[1] and not sform[1]:
+        return ("the header gives no orientation; left and right are a guess",)
+    if qform[1] and sform[1] and not np.allclose(qform[0], sform[0], atol=0.1):
+        return ("qform and sform disagree; the sform was used",)
+    return ()
+
+
+def _read_itk(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        raise UnreadableScan(
+            f"the file is damaged or of another type ({str(error).splitlines()[-1]})"
+        ) from error
+    components = image.GetNumberOfComponentsPerPixel()
+    if components != 1:
+        raise UnreadableScan(f"it has {components} values a voxel (colour?); one number per voxel is needed")
+    values = sitk.GetArrayFromImage(image)
+    _check_dimensions(values)
+    affine = np.eye(4)
+    affine[:3, :3] = (np.asarray(image.GetDirection()).reshape(3, 3) * image.GetSpacing())[:, ::-1]
+    affine[:3, 3] = image.GetOrigin()
+    return values, Grid(values.shape, affine), None, ()
+
+
+def _check_dimensions(values: np.ndarray) -> None:
+    if values.dtype.kind == "V":
+        raise UnreadableScan("it is a colour image; one number per voxel is needed")
+    if values.ndim != 3:
+        kind = "a flat image" if values.ndim < 3 else "a series of volumes"
+        raise UnreadableScan(
+            f"it is {kind} of shape {'x'.join(map(str, values.shape))}; one 3-D volume is needed"
+        )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _as_stored(array: np.ndarray, volume: Volume) -> np.ndarray:
+    source = volume.source
+    expected = tuple(source.grid.shape[axis] for axis in source.order)
+    if array.shape != expected:
+        raise ValueError(
+            f"the array has shape {array.shape} (z, y, x), the input {expected}; bring it back to the "
+            "input's grid first (resample_labels, resample_map)"
+        )
+    return np.ascontiguousarray(source.to_stored(array))
+
+
+def _write(path: Path, stored: np.ndarray, source: Source) -> None:
+    kind = KINDS.get(_suffix(path))
+    if kind is None:
+        raise ValueError(f"{path}: the name must end in one of {', '.join(KINDS)}")
+    with written_whole(path) as beside:
+        if kind == "nifti":
+            nib.save(_nifti_image(stored, source), beside)
+        else:
+            sitk.WriteImage(_itk_image(stored, source.grid), str(beside), useCompression=True)
+
+
+def _nifti_image(stored: np.ndarray, source: Source) -> nib.Nifti1Image:
+    values = np.moveaxis(stored, 0, -1).transpose(2, 1, 0, 3) if stored.ndim == 4 else stored.T
+    if source.nifti_header is None:
+        affine = source.grid.affine.copy()
+        affine[:, :3] = affine[:, 2::-1]
+        image = nib.Nifti1Image(values, RAS_TO_LPS @ affine)
+        image.header.set_xyzt_units("mm")
+        image.set_qform(image.affine, code=1)
+        image.set_sform(image.affine, code=1)
+        return image
+    given = nib.Nifti1Header(source.nifti_header)
+    header = nib.Nifti1Header()
+    for name in NIFTI_GEOMETRY:
+        header[name] = given[name]
+    header.set_data_dtype(values.dtype)
+    return nib.Nifti1Image(values, None, header)
+
+
+def _itk_image(stored: np.ndarray, grid: Grid) -> sitk.Image:
+    image = sitk.GetImageFromArray(stored)
+    spacing = grid.spacing_mm[::-1]
+    image.SetSpacing(spacing)
+    image.SetOrigin(grid.affine[:3, 3].tolist())
+    image.SetDirection((grid.affine[:3, 2::-1] / spacing).ravel().tolist())
+    return image
