@@ -74,10 +74,10 @@ class TissueConfig:
 
 
 class Reference(NamedTuple):
-    """What is normal in this scan."""
+    """What is normal in this scan; for cells of several scans, one number per cell (n,)."""
 
-    mode_hu: float
-    log_roughness: float
+    mode_hu: float | np.ndarray
+    log_roughness: float | np.ndarray
 
 
 def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
@@ -116,7 +116,7 @@ def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: Ti
     out = np.empty((len(cells), len(ANCHORED)))
     for column, tissue in enumerate(ANCHORED):
         p = PROTOTYPES[tissue]
-        hu = np.array(p.hu) + (reference.mode_hu if p.relative else 0)
+        hu = np.array(p.hu) + (np.atleast_1d(reference.mode_hu)[:, None] if p.relative else 0)
         z = (cells[:, :5] - hu) / np.array(p.spread_hu)
         rough = (cells[:, 5] - reference.log_roughness - p.roughness) / p.roughness_spread
         scale = np.log(p.spread_hu).sum() + np.log(p.roughness_spread)
@@ -149,3 +149,13 @@ def name_by_hu(mean_hu: np.ndarray) -> list[Tissue]:
     for hu in np.clip(mean_hu, -1099, 499):
         names.append(next(t for t, (low, high) in HU_BANDS.items() if low <= hu < high))
     return names
+
+# Density of single voxels (mean, sd in HU) with which upsampled posteriors are leaned on; wide where a tissue is mixed.
+VOXEL_HU: dict[Tissue, tuple[float, float]] = {
+    Tissue.HEALTHY: (-850, 90),
+    Tissue.EMPHYSEMA: (-960, 45),
+    Tissue.GROUND_GLASS: (-600, 130),
+    Tissue.FIBROSIS: (-550, 280),
+    Tissue.CONSOLIDATION: (-10, 110),
+    Tissue.CAVITY: (-500, 500),
+}

@@ -1,0 +1,253 @@
+"""The Gaussian mixture over cells: fitted without a label, kept honest by physics. Plain arrays in and out.
+
+Modes, all in one fitted `Mixture`, so that they can be compared on the same scan:
+
+- `rule`: the tissue prototypes alone.
+- `anchored`: prototypes and a Gaussian per tissue over descriptors and percentiles, learned from the cells of which
+  the prototypes are sure. A cluster cannot lose its name, since the prototype is part of its likelihood.
+- `anchored_distilled`: the same with the student's bottleneck features beside the descriptors.
+- `published`: five full-covariance clusters of the features, named by HU (paper, section 3.4).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from sklearn.covariance import shrunk_covariance
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+
+from diffseglung.frozen import frozen
+from diffseglung.labels import TISSUES
+from diffseglung.teacher import Standardiser
+from diffseglung.tissue import (
+    ANCHORED,
+    Reference,
+    TissueConfig,
+    anchor_log_likelihood,
+    name_by_hu,
+    prior,
+    to_tissues,
+)
+
+MODES = ("rule", "anchored", "anchored_distilled", "published")
+
+
+@frozen
+class MixtureConfig:
+    """Which evidence speaks, and how much of it."""
+
+    mode: str = "anchored"
+    confident: float = 0.7  # cells whose prototype posterior exceeds this teach the Gaussians
+    per_tissue: int = 4000  # at most, so that healthy lung does not drown the rest
+    fewest: int = 60  # a tissue with fewer confident cells keeps its prototype alone
+    shrinkage: float = 0.1
+    descriptor_components: int = 12
+    feature_components: int = 12
+    clusters: int = 5  # published
+    cluster_components: int = 30  # published
+    potts_strength: float = 4.0  # logits that full agreement of all 18 neighbours adds
+    potts_iterations: int = 6
+    potts_spread_hu: float = 120.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mixture.mode {self.mode!r} is none of: {', '.join(MODES)}")
+        if not 0.5 < self.confident < 1:
+            raise ValueError(f"mixture.confident {self.confident} must lie between 0.5 and 1")
+
+
+class CellTable(NamedTuple):
+    """Cells in rows: evidence (n, 8), descriptors (n, 34) raw, features (n, f), and what is normal around them."""
+
+    evidence: np.ndarray
+    descriptors: np.ndarray
+    features: np.ndarray
+    reference: Reference
+
+    @classmethod
+    def from_arrow(cls, table: pa.Table) -> "CellTable":
+        """From a table of `cells_schema`."""
+
+        def tensor(name: str) -> np.ndarray:
+            return table[name].combine_chunks().to_numpy_ndarray()
+
+        reference = Reference(table["mode_hu"].to_numpy(), table["roughness"].to_numpy())
+        return cls(tensor("evidence"), tensor("descriptors"), tensor("features"), reference)
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """A fitted mixture: named arrays, nothing else."""
+
+    config: MixtureConfig
+    tissue: TissueConfig
+    standardiser: Standardiser
+    arrays: dict[str, np.ndarray]
+
+    def posterior(self, cells: CellTable, mode: str | None = None) -> np.ndarray:
+        """Posterior (n, 6) over `TISSUES` for each cell, before its neighbours are asked; cavity is always 0."""
+        mode = mode or self.config.mode
+        if mode == "published":
+            return self._published(cells)
+        rule = anchor_log_likelihood(cells.evidence, cells.reference, self.tissue) + np.log(prior())
+        if mode == "rule":
+            return to_tissues(softmax(rule))
+        return to_tissues(softmax(self._anchored(cells, log_softmax(rule), mode)))
+
+    def _anchored(self, cells: CellTable, rule: np.ndarray, mode: str) -> np.ndarray:
+        """Half prototype, half learned Gaussian, in log space; cells without descriptors keep the prototype."""
+        x = self._project(cells, mode)
+        means, precision = self.arrays[f"{mode}.means"], self.arrays[f"{mode}.precision"]
+        present = self.arrays[f"{mode}.present"].astype(bool)
+        log_prior = np.log(prior())
+        score = x @ precision @ means.T - 0.5 * np.einsum("kd,de,ke->k", means, precision, means)
+        learned = np.where(present, score + log_prior, -np.inf)
+        learned = np.where(present, log_softmax(learned), rule)
+        mixed = 0.5 * (learned - log_prior) + 0.5 * (rule - log_prior) + log_prior
+        return np.where(np.isfinite(x).all(axis=1, keepdims=True), mixed, rule)
+
+    def _project(self, cells: CellTable, mode: str) -> np.ndarray:
+        """Coordinates (n, d) in which the tissues are Gaussian: descriptor axes, physics, feature axes."""
+        a = self.arrays
+        parts = [
+            (self.standardiser.apply(cells.descriptors) - a["descriptors.mean"]) @ a["descriptors.axes"].T,
+            physics(cells),
+        ]
+        if mode == "anchored_distilled":
+            parts.append((cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T)
+        return np.concatenate(parts, axis=1).astype(np.float64)
+
+    def _published(self, cells: CellTable) -> np.ndarray:
+        a = self.arrays
+        x = (cells.features - a["features.mean"]) / a["features.scale"] @ a["published.axes"].T
+        model = GaussianMixture(len(a["published.weights"]))
+        model.weights_, model.means_ = a["published.weights"], a["published.means"]
+        model.covariances_, model.precisions_cholesky_ = a["published.covariances"], a["published.cholesky"]
+        share = model.predict_proba(x.astype(np.float64))
+        out = np.zeros((len(x), len(TISSUES)), np.float32)
+        for cluster, tissue in enumerate(a["published.tissue"]):
+            out[:, int(tissue) - 1] += share[:, cluster]
+        return out
+
+
+def fit_mixture(
+    cells: pa.Table, config: MixtureConfig, tissue: TissueConfig, standardiser: Standardiser
+) -> Mixture:
+    """Fit every mode on a sample of cells (`cells_schema`); the rows' order does not matter to the caller's result.
+
+    Raises ValueError where there are too few cells to fit on.
+    """
+    table = CellTable.from_arrow(cells)
+    if len(table.evidence) < 10 * config.clusters:
+        raise ValueError(
+            f"only {len(table.evidence)} cells of lung to fit the mixture on; prepare more cases or patches"
+        )
+    arrays: dict[str, np.ndarray] = {}
+    standard = standardiser.apply(table.descriptors)
+    descriptor_pca = PCA(_axes(config.descriptor_components, standard), svd_solver="full").fit(standard)
+    arrays["descriptors.mean"], arrays["descriptors.axes"] = descriptor_pca.mean_, descriptor_pca.components_
+    scale = np.maximum(table.features.std(axis=0), 1e-6)
+    arrays["features.mean"], arrays["features.scale"] = table.features.mean(axis=0), scale
+    features = (table.features - arrays["features.mean"]) / scale
+    pca = PCA(_axes(config.cluster_components, features), svd_solver="full").fit(features)
+    arrays["published.axes"] = pca.components_
+    arrays["features.axes"] = pca.components_[: config.feature_components]
+    arrays |= _fit_published(table, features @ pca.components_.T, config)
+    mixture = Mixture(config, tissue, standardiser, arrays)
+    for mode in ("anchored", "anchored_distilled"):
+        arrays |= _fit_anchored(mixture, table, mode)
+    return Mixture(config, tissue, standardiser, {k: np.ascontiguousarray(v) for k, v in arrays.items()})
+
+
+def _axes(wanted: int, rows: np.ndarray) -> int:
+    return min(wanted, *rows.shape)
+
+
+def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> dict[str, np.ndarray]:
+    model = GaussianMixture(config.clusters, reg_covar=1e-4, random_state=config.seed, max_iter=200)
+    cluster = model.fit_predict(x.astype(np.float64))
+    median_hu = table.evidence[:, 2]
+    mean_hu = np.array([median_hu[cluster == k].mean() if (cluster == k).any() else -860 for k in range(config.clusters)])
+    return {
+        "published.weights": model.weights_,
+        "published.means": model.means_,
+        "published.covariances": model.covariances_,
+        "published.cholesky": model.precisions_cholesky_,
+        "published.tissue": np.array([int(t) for t in name_by_hu(mean_hu)]),
+        "published.mean_hu": mean_hu,
+    }
+
+
+def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np.ndarray]:
+    """One round of learning from confident cells: a mean per tissue, one shared and shrunken covariance."""
+    config = mixture.config
+    rule = softmax(anchor_log_likelihood(table.evidence, table.reference, mixture.tissue) + np.log(prior()))
+    x = mixture._project(table, mode)
+    rng = np.random.default_rng(config.seed)
+    means = np.zeros((len(ANCHORED), x.shape[1]))
+    present = np.zeros(len(ANCHORED))
+    residuals = []
+    for k in range(len(ANCHORED)):
+        sure = np.flatnonzero((rule[:, k] > config.confident) & np.isfinite(x).all(axis=1))
+        if len(sure) < config.fewest:
+            continue
+        sure = rng.permutation(sure)[: config.per_tissue]
+        means[k], present[k] = x[sure].mean(axis=0), 1
+        residuals.append(x[sure] - means[k])
+    if residuals:
+        covariance = shrunk_covariance(np.cov(np.concatenate(residuals).T), config.shrinkage)
+    else:
+        covariance = np.eye(x.shape[1])
+    return {f"{mode}.means": means, f"{mode}.precision": np.linalg.inv(covariance), f"{mode}.present": present}
+
+
+def physics(cells: CellTable) -> np.ndarray:
+    """Percentiles relative to the scan's lung mode (in 100 HU) and relative roughness: (n, 6)."""
+    hu = (cells.evidence[:, :5] - np.reshape(cells.reference.mode_hu, (-1, 1))) / 100
+    rough = cells.evidence[:, 5:6] - np.reshape(cells.reference.log_roughness, (-1, 1))
+    return np.concatenate([hu, rough], axis=1)
+
+
+def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
+    """Neighbouring cells that look alike agree: mean-field Potts on the cell grid (18 neighbours).
+
+    `posterior` (z, y, x, 6) is 0 outside the lung, `evidence` (z, y, x, 8). A neighbour counts 1/distance times
+    exp(-d^2 / 2 s^2) with d the root mean square difference of the five percentiles. Krähenbühl and Koltun 2011,
+    on a grid.
+    """
+    inside = posterior.sum(axis=-1) > 0
+    percentiles = np.nan_to_num(evidence[..., :5])
+    shifts = [s for s in np.ndindex(3, 3, 3) if 0 < sum(abs(c - 1) for c in s) < 3]
+    total = sum(1 / np.sqrt(sum(abs(c - 1) for c in s)) for s in shifts)
+    weights = []
+    for shift in shifts:
+        d = ((percentiles - _shifted(percentiles, shift)) ** 2).mean(axis=-1)
+        near = 1 / np.sqrt(sum(abs(c - 1) for c in shift)) / total
+        weights.append(near * np.exp(-0.5 * d / config.potts_spread_hu**2) * (inside & _shifted(inside, shift)))
+    unary = np.log(np.maximum(posterior, 1e-6))
+    q = posterior
+    for _ in range(config.potts_iterations):
+        message = sum(w[..., None] * _shifted(q, s) for w, s in zip(weights, shifts, strict=True))
+        q = np.where(inside[..., None], softmax(unary + config.potts_strength * message), 0)
+    return q.astype(np.float32)
+
+
+def _shifted(a: np.ndarray, shift: tuple[int, ...]) -> np.ndarray:
+    """Each cell's neighbour in one of the 26 directions (0..2 per axis, 1 is here); 0 beyond the edge."""
+    padded = np.pad(a, [(1, 1)] * 3 + [(0, 0)] * (a.ndim - 3))
+    return padded[tuple(slice(s, s + n) for s, n in zip(shift, a.shape[:3], strict=True))]
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    x = x - x.max(axis=-1, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    """Over the last axis."""
+    return np.exp(log_softmax(x))
+

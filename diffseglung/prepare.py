@@ -1,0 +1,67 @@
+"""One scan, made ready to learn from: its patches with everything the teacher has to say about them."""
+
+import numpy as np
+import pyarrow as pa
+
+from diffseglung.anatomy import find_anatomy
+from diffseglung.cells import describe_cells
+from diffseglung.config import Config
+from diffseglung.patches import Corner, cut, sample_corners, seed_of, to_scan
+from diffseglung.schemas import patches_schema
+from diffseglung.teacher import describe_patches, describe_windows
+from diffseglung.tissue import scan_reference
+from diffseglung.volume import Volume
+
+
+def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray | None = None) -> pa.Table:
+    """Patches of one case as a table of `patches_schema`, the same on every machine and in every order.
+
+    `lungs` is a given lung mask on the volume's grid. Raises ValueError, in words, where no patch can be had.
+    """
+    anatomy = find_anatomy(volume, config.anatomy, lungs)
+    stride = config.student.stride_vox
+    scan = to_scan(volume, anatomy, config.patches, stride)
+    corners = sample_corners(scan.lungs, config.patches, stride, seed_of(config.patches.seed, case_id))
+    if not corners:
+        raise ValueError(f"no patch of {config.patches.size_vox} voxels holds any lung")
+    size = config.patches.size_vox
+    cells = describe_cells(scan, config.patches, config.teacher)
+    local = describe_windows(
+        scan.hu, scan.lungs, config.teacher, size_vox=config.patches.local_window_vox, step_vox=(stride,) * 3
+    )
+    reference = scan_reference(cells.evidence[cells.inside], config.tissue)
+    hu = np.stack([cut(scan.hu, c, size) for c in corners])
+    inside = np.stack([cut(scan.lungs, c, size) for c in corners])
+    columns = {
+        "hu": hu,
+        "lungs": inside.astype(np.uint8),
+        "teacher": describe_patches(hu, inside, config.teacher),
+        "teacher_local": np.stack([cut_cells(local, c, size, (stride,) * 3) for c in corners]),
+        "evidence": np.stack([cut_cells(cells.evidence, c, size, config.patches.cell_vox) for c in corners]),
+        "descriptors": np.stack([cut_cells(cells.descriptors, c, size, config.patches.cell_vox) for c in corners]),
+    }
+    n = len(corners)
+    scalars = {
+        "case_id": [case_id] * n,
+        "z0": [c[0] for c in corners],
+        "y0": [c[1] for c in corners],
+        "x0": [c[2] for c in corners],
+        "mode_hu": [reference.mode_hu] * n,
+        "roughness": [reference.log_roughness] * n,
+    }
+    schema = patches_schema(config.patches, config.student)
+    return pa.Table.from_arrays(
+        [
+            pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(columns[field.name]))
+            if field.name in columns
+            else pa.array(scalars[field.name], field.type)
+            for field in schema
+        ],
+        schema=schema,
+    )
+
+
+def cut_cells(grid: np.ndarray, corner: Corner, size: tuple[int, ...], cell_vox: tuple[int, ...]) -> np.ndarray:
+    """What lies under a patch on a coarser grid whose cells have `cell_vox` voxels."""
+    at = tuple(c // n for c, n in zip(corner, cell_vox, strict=True))
+    return cut(grid, at, tuple(s // n for s, n in zip(size, cell_vox, strict=True)))

@@ -1,0 +1,175 @@
+"""One scan, the whole story: from a CT to six tissues on its own grid."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy import ndimage
+
+from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cavity import find_cavities
+from diffseglung.cells import Cells, describe_cells
+from diffseglung.config import Config
+from diffseglung.features import extract
+from diffseglung.grid import resample_map
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.mixture import CellTable, couple
+from diffseglung.model import Model
+from diffseglung.patches import Scan, regrid, to_scan
+from diffseglung.refine import sobel_diffusion, temper
+from diffseglung.tissue import VOXEL_HU, scan_reference
+from diffseglung.volume import Volume
+
+Progress = Callable[[Iterable], Iterable]
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds spent in each stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observation:
+    """All that is known of a scan before anything is decided: what every mode of the mixture shares."""
+
+    volume: Volume
+    anatomy: Anatomy
+    scan: Scan
+    cells: Cells
+    features: np.ndarray
+    watch: Stopwatch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segmentation:
+    """Six tissues on the volume's canonical grid.
+
+    `labels` uint8 (z, y, x); `posteriors` float32 (6, z, y, x) and their entropy (share of log 6) lie on the
+    lung box of `scan`; `uncertainty` is the mean entropy over the lung; `seconds` by stage.
+    """
+
+    labels: np.ndarray
+    anatomy: Anatomy
+    scan: Scan
+    posteriors: np.ndarray
+    uncertainty: float
+    mode: str
+    seconds: dict[str, float]
+
+
+def segment(
+    volume: Volume, model: Model, lungs: np.ndarray | None = None, *, progress: Progress = iter
+) -> Segmentation:
+    """Segment one CT. `lungs` is a given mask on its grid, used as it is.
+
+    Raises ValueError, in words, where the scan holds no lung.
+    """
+    return decide(observe(volume, model, lungs, progress=progress), model)
+
+
+def observe(
+    volume: Volume, model: Model, lungs: np.ndarray | None = None, *, progress: Progress = iter
+) -> Observation:
+    """Anatomy, the lung box on the recipe's grid, physical evidence of each cell, and the student's features."""
+    config, watch = model.config, Stopwatch()
+    with watch("anatomy"):
+        anatomy = find_anatomy(volume, config.anatomy, lungs)
+        scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
+    with watch("cells"):
+        cells = describe_cells(scan, config.patches, config.teacher)
+    with watch("features"):
+        features = extract(model.student, scan, config.patches, config.features, progress)
+    return Observation(volume, anatomy, scan, cells, features, watch)
+
+
+def decide(seen: Observation, model: Model, mode: str | None = None, *, refined: bool = True) -> Segmentation:
+    """Mixture, neighbours, cavities and boundaries: what each voxel is."""
+    config, scan, watch = model.config, seen.scan, Stopwatch(dict(seen.watch.seconds))
+    mode = mode or config.mixture.mode
+    with watch("mixture"):
+        coarse = cell_posteriors(seen, model, mode)
+        posteriors = to_voxels(coarse, scan)
+    with watch("refine"):
+        centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
+        anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
+        if refined:
+            anchored = sobel_diffusion(anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
+        posteriors = with_cavities(anchored, scan, config)
+    with watch("labels"):
+        labels = to_labels(posteriors, seen)
+    inside = posteriors[:, scan.lungs]
+    entropy = -(inside * np.log(np.maximum(inside, 1e-9))).sum(axis=0) / np.log(len(TISSUES))
+    return Segmentation(
+        labels=labels,
+        anatomy=seen.anatomy,
+        scan=scan,
+        posteriors=posteriors,
+        uncertainty=float(entropy.mean()),
+        mode=mode,
+        seconds=watch.seconds,
+    )
+
+
+def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
+    """Posterior (z, y, x, 6) of each cell, its neighbours heard; 0 where there is no lung."""
+    cells, inside = seen.cells, seen.cells.inside
+    features = np.moveaxis(regrid(seen.features, inside.shape), 0, -1)
+    evidence = cells.evidence[inside]
+    table = CellTable(
+        evidence,
+        cells.descriptors[inside],
+        features[inside],
+        scan_reference(evidence, model.config.tissue),
+    )
+    posterior = np.zeros((*inside.shape, len(TISSUES)), np.float32)
+    posterior[inside] = model.mixture.posterior(table, mode)
+    return couple(posterior, cells.evidence, model.config.mixture)
+
+
+def to_voxels(coarse: np.ndarray, scan: Scan) -> np.ndarray:
+    """Cell posteriors (z, y, x, 6) onto the voxels (6, z, y, x), linear, summing to one inside the lung, 0 outside."""
+    known = coarse.sum(axis=-1) > 0
+    if not known.any():
+        raise ValueError("no cell of this scan holds enough lung to judge")
+    # Each unknown cell takes its nearest known neighbour, so that the pleura does not pull posteriors to zero.
+    nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
+    filled = np.moveaxis(coarse[tuple(nearest)], -1, 0)
+    fine = regrid(filled, scan.hu.shape)
+    fine /= np.maximum(fine.sum(axis=0), 1e-6)
+    return fine * scan.lungs
+
+
+def with_cavities(posteriors: np.ndarray, scan: Scan, config: Config) -> np.ndarray:
+    """A cavity is no cluster but air that dense tissue encloses: where one is found, it is certain."""
+    cavity = find_cavities(scan.hu, scan.lungs, scan.airways, config.patches.spacing_mm, config.cavity)
+    if cavity.any():
+        posteriors[:, cavity] = 0
+        posteriors[Tissue.CAVITY - 1, cavity] = 1
+    return posteriors
+
+
+def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
+    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8).
+
+    One tissue at a time: six posteriors of a large scan at full resolution would not fit a small machine.
+    """
+    target, lungs = seen.volume.grid, seen.anatomy.lungs
+    best = np.zeros(target.shape, np.float32)
+    labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
+    for tissue, posterior in zip(TISSUES, posteriors, strict=True):
+        fine = resample_map(posterior, seen.scan.grid, target)
+        better = lungs & (fine > best)
+        labels[better] = tissue
+        best[better] = fine[better]
+    cavity = resample_map(posteriors[Tissue.CAVITY - 1], seen.scan.grid, target) > 0.5
+    return np.where(cavity & ~seen.anatomy.airways, np.uint8(Tissue.CAVITY), labels)
