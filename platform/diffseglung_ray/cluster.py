@@ -1,0 +1,140 @@
+"""Start a Ray for this job, or join the one that `RAY_ADDRESS` names; say what a worker gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data
+
+from diffseglung_ray.config import ResourceConfig, WrongArgument
+
+# Hours may pass on one very large case; Ray Data's own limit of 30 minutes would call that a hang.
+NO_PROGRESS_TIMEOUT_S = 6 * 3600.0
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How many workers, and what each gets; `memory_bytes` None where nothing is reserved."""
+
+    count: int
+    cpus: int
+    gpus: float
+    memory_bytes: int | None
+
+
+@contextmanager
+def ray_cluster(resources: ResourceConfig) -> Iterator[None]:
+    """Ray, for as long as the block lasts. A Ray that is already there is used and left running.
+
+    Without `RAY_ADDRESS` a new one is started on this machine alone, so that no stranger's cluster is joined.
+    """
+    if ray.is_initialized():
+        _quieten()
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(logging_level=logging.WARNING, log_to_driver=False)
+    else:
+        _start(resources)
+    try:
+        _quieten()
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _start(resources: ResourceConfig) -> None:
+    # Ray 2.60 turns its token on by itself and warns that it did: with the mode named, only the token stays.
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",
+        num_cpus=resources.local_cpus or None,
+        object_store_memory=resources.object_store_mb * 2**20 or None,
+        include_dashboard=False,
+        logging_level=logging.WARNING,
+        log_to_driver=False,
+    )
+
+
+def _quieten() -> None:
+    """One progress line of our own says more to a user than a bar for each of Ray's operators."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
+    for name in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def case_workers(resources: ResourceConfig) -> Workers:
+    """Workers that take one case at a time: as many as asked for, at most as many as the cluster can hold."""
+    available = ray.cluster_resources()
+    gpus = _gpus_per_worker(resources, available)
+    room = int(available.get("CPU", 1) // resources.cpus_per_worker)
+    if gpus:
+        room = min(room, int(available.get("GPU", 0) / gpus + 1e-9))
+    if room < 1 and not resources.workers:
+        raise WrongArgument(
+            f"no node has room for a worker with {resources.cpus_per_worker} CPUs and {gpus:g} GPUs: "
+            "set resources.cpus_per_worker and resources.gpus_per_worker to what there is"
+        )
+    memory = int(resources.memory_gb_per_worker * 2**30) or None
+    return Workers(resources.workers or room, resources.cpus_per_worker, gpus, memory)
+
+
+def train_workers(resources: ResourceConfig) -> Workers:
+    """Training processes: as many as asked for; otherwise one for each GPU, or one."""
+    available = ray.cluster_resources()
+    gpus = _gpus_per_worker(resources, available)
+    count = resources.workers or (max(1, int(available.get("GPU", 0) // gpus)) if gpus else 1)
+    return Workers(count, resources.cpus_per_worker, gpus, None)
+
+
+def _gpus_per_worker(resources: ResourceConfig, available: dict[str, float]) -> float:
+    if resources.gpus_per_worker is not None:
+        return resources.gpus_per_worker
+    return 1.0 if available.get("GPU", 0) >= 1 else 0.0
+
+
+def is_submitted() -> bool:
+    """Whether `ray job submit` started this process: its working folder is then a copy that goes away."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def is_uri(place: str | Path) -> bool:
+    """Whether a place is `scheme:/...` and not a path on this machine."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)) is not None
+
+
+def refuse_fleeting(tracking: bool = True, **places: str | Path | None) -> None:
+    """In a submitted job, refuse what would vanish with its working folder.
+
+    `places` are the job's arguments by name. `tracking` also asks for an MLflow server.
+    Errors: WrongArgument.
+    """
+    if not is_submitted():
+        return
+    for name, place in places.items():
+        if place is not None and not is_uri(place) and not Path(place).is_absolute():
+            raise WrongArgument(
+                f"--{name} {place} is a relative path, and a submitted job works in a temporary copy of your "
+                "folder that is deleted with it: give an absolute path on shared storage, or a URI"
+            )
+    if tracking:
+        _refuse_fleeting_tracking(os.environ.get("MLFLOW_TRACKING_URI", ""))
+
+
+def _refuse_fleeting_tracking(uri: str) -> None:
+    advice = 'pass it with --runtime-env-json \'{"env_vars": {"MLFLOW_TRACKING_URI": "http://..."}}\''
+    if not uri:
+        raise WrongArgument(f"a submitted job needs MLFLOW_TRACKING_URI, or its runs would be lost: {advice}")
+    relative_sqlite = re.match(r"sqlite:///[^/]", uri) is not None
+    if relative_sqlite or (not is_uri(uri) and not Path(uri).is_absolute()):
+        raise WrongArgument(f"MLFLOW_TRACKING_URI={uri} is a file in the job's temporary folder: {advice}")
