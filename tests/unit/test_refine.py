@@ -1,0 +1,234 @@
+"""Refinement: borders settle on the edges that the CT shows, and nothing else moves."""
+
+import time
+
+import cc3d
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from diffseglung.refine import RefineConfig, conductance, lung_box, sobel_diffusion, sobel_edges, temper
+
+ISOTROPIC = (2.0, 2.0, 2.0)
+
+
+def two_tissues(shape=(24, 32, 48), edge=24, noise_hu=20.0, seed=0):
+    """HU of a lung whose tissue changes by 250 HU at plane x = edge; the lung fills the volume."""
+    hu = np.random.default_rng(seed).normal(-850, noise_hu, shape)
+    hu[..., edge:] += 250
+    return hu.astype(np.int16), np.ones(shape, bool)
+
+
+def two_maps(second: np.ndarray) -> np.ndarray:
+    return np.stack([1 - second, second]).astype(np.float32)
+
+
+def error_vox(posterior: np.ndarray, edge: int) -> float:
+    """How far, on average over rows, the border of class 1 lies from plane x = edge."""
+    return float(np.abs((posterior[1] <= posterior[0]).sum(axis=-1) - edge).mean())
+
+
+@pytest.mark.parametrize("shift", [-3, 3])
+def test_a_blurred_border_moves_onto_the_step_edge(shift):
+    """Belief that is 6 mm off and blurred by 8 mm; the CT, noisy by 20 HU, shows the edge."""
+    hu, lungs = two_tissues()
+    second = ndimage.gaussian_filter1d((np.arange(48) >= 24 + shift).astype(float), 4.0)
+    blurred = two_maps(np.broadcast_to(second, hu.shape))
+    tempered = temper(blurred, hu, np.array([-850, -600]), np.array([100, 100]), 0.35)
+    assert error_vox(blurred, 24) == 3
+    assert error_vox(sobel_diffusion(blurred, hu, lungs, ISOTROPIC, RefineConfig()), 24) <= 2
+    assert error_vox(sobel_diffusion(tempered, hu, lungs, ISOTROPIC, RefineConfig()), 24) < 0.1
+
+
+def test_density_and_flow_together_beat_either_alone_in_noise():
+    """At 60 HU of noise density alone leaves specks, flow alone stops short of the edge."""
+    hu, lungs = two_tissues(noise_hu=60.0)
+    second = ndimage.gaussian_filter1d((np.arange(48) >= 27).astype(float), 4.0)
+    truth = np.arange(48) >= 24
+
+    def wrong(posterior: np.ndarray) -> float:
+        return float(((posterior[1] > posterior[0]) != truth).mean())
+
+    blurred = two_maps(np.broadcast_to(second, hu.shape))
+    tempered = temper(blurred, hu, np.array([-850, -600]), np.array([100, 100]), 0.35)
+    flowed = sobel_diffusion(blurred, hu, lungs, ISOTROPIC, RefineConfig())
+    fused = sobel_diffusion(tempered, hu, lungs, ISOTROPIC, RefineConfig())
+    assert wrong(fused) < 0.5 * min(wrong(tempered), wrong(flowed))
+
+
+def test_a_border_does_not_move_where_the_ct_shows_no_edge():
+    hu, lungs = two_tissues(edge=48)
+    blurred = two_maps(np.broadcast_to(ndimage.gaussian_filter1d((np.arange(48) >= 24) * 1.0, 4.0), hu.shape))
+    refined = sobel_diffusion(blurred, hu, lungs, ISOTROPIC, RefineConfig())
+    assert error_vox(refined, 24) < 0.5
+
+
+def test_a_clean_case_keeps_its_pieces_and_its_volumes():
+    shape = (48, 48, 48)
+    z, y, x = np.indices(shape)
+    ball = (z - 24) ** 2 + (y - 24) ** 2 + (x - 24) ** 2 < 12**2
+    hu = np.where(ball, -600, -850).astype(np.int16)
+    clean = two_maps(np.where(ball, 0.9, 0.1))
+    refined = sobel_diffusion(clean, hu, np.ones(shape, bool), ISOTROPIC, RefineConfig())
+    found = refined[1] > refined[0]
+    assert cc3d.connected_components(found).max() == 1
+    assert cc3d.connected_components(~found).max() == 1
+    assert found.sum() == pytest.approx(ball.sum(), rel=0.02)
+
+
+def test_specks_of_wrong_belief_dissolve():
+    hu, lungs = two_tissues(edge=48)
+    specks = np.random.default_rng(1).random(hu.shape) > 0.97
+    refined = sobel_diffusion(two_maps(np.where(specks, 0.8, 0.2)), hu, lungs, ISOTROPIC, RefineConfig())
+    assert specks.sum() > 900
+    assert (refined[1] > refined[0]).sum() == 0
+
+
+def test_probabilities_stay_probabilities_and_nothing_leaks_across_the_pleura():
+    rng = np.random.default_rng(2)
+    hu = rng.normal(-700, 200, (20, 22, 70)).astype(np.int16)
+    lungs = rng.random(hu.shape) > 0.3
+    lungs[..., 33:37] = False
+    posterior = rng.dirichlet(np.ones(6), hu.shape).transpose(3, 0, 1, 2).astype(np.float32)
+    refined = sobel_diffusion(posterior, hu, lungs, (1.0, 0.7, 0.7), RefineConfig())
+    np.testing.assert_allclose(refined.sum(axis=0), 1, atol=2e-6)  # float32, 120 steps
+    assert refined.min() >= 0
+    np.testing.assert_array_equal(refined[:, ~lungs], posterior[:, ~lungs])
+    other_side = posterior.copy()
+    other_side[:, :, :, 37:] = np.roll(other_side[:, :, :, 37:], 1, axis=0)
+    again = sobel_diffusion(other_side, hu, lungs, (1.0, 0.7, 0.7), RefineConfig())
+    np.testing.assert_array_equal(again[..., :33], refined[..., :33])
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 3, 7])
+def test_the_fast_kernel_solves_the_published_equation(iterations):
+    """Against the equation written as it stands, in float64, over a lung with holes and gaps."""
+    rng = np.random.default_rng(3)
+    spacing = (3.0, 1.0, 1.5)
+    hu = rng.normal(-700, 150, (9, 14, 150)).astype(np.int16)
+    lungs = ndimage.binary_opening(rng.random(hu.shape) > 0.2)
+    lungs[..., 40:120] = False
+    posterior = rng.random((2, *hu.shape)).astype(np.float32)
+    config = RefineConfig(iterations=iterations)
+    g = np.pad(conductance(hu, lungs, spacing, config).astype(float), 1)
+    u0 = np.pad(posterior.astype(float), ((0, 0), (1, 1), (1, 1), (1, 1)))
+    u = u0.copy()
+    for _ in range(iterations):
+        divergence = np.zeros_like(u)
+        for axis, mm in enumerate(spacing):
+            for way in (-1, 1):
+                beside = np.roll(g, way, axis)
+                face = (g + beside) / 2 * (g > 0) * (beside > 0)
+                divergence += (1.0 / mm) ** 2 * face * (np.roll(u, way, axis + 1) - u)
+        u = u + config.dt * divergence + config.rho * (u0 - u)
+    refined = sobel_diffusion(posterior, hu, lungs, spacing, config)
+    np.testing.assert_allclose(refined, u[:, 1:-1, 1:-1, 1:-1], atol=1e-6)
+
+
+def test_two_runs_and_two_threads_agree_to_the_bit():
+    rng = np.random.default_rng(4)
+    hu, lungs = two_tissues()
+    posterior = rng.random((6, *hu.shape)).astype(np.float32)
+    one = sobel_diffusion(posterior, hu, lungs, ISOTROPIC, RefineConfig())
+    two = sobel_diffusion(posterior, hu, lungs, ISOTROPIC, RefineConfig(), threads=2)
+    np.testing.assert_array_equal(one, two)
+
+
+def test_thick_slices_borrow_less_from_their_neighbours():
+    hu, lungs = two_tissues(edge=48)
+    speck = np.zeros(hu.shape)
+    speck[12, 16, 24] = 1.0
+    config = RefineConfig(iterations=20)
+    even = sobel_diffusion(two_maps(speck), hu, lungs, (1.0, 1.0, 1.0), config)[1]
+    thick = sobel_diffusion(two_maps(speck), hu, lungs, (5.0, 1.0, 1.0), config)[1]
+    assert even[13, 16, 24] == pytest.approx(even[12, 17, 24], rel=0.3)
+    assert thick[13, 16, 24] < 0.25 * thick[12, 17, 24]
+
+
+def test_an_edge_is_as_strong_on_every_grid():
+    """A ramp of 15 HU per mm is 60 HU over 4 mm, whatever the voxels are."""
+    for spacing in [(1.0, 1.0, 1.0), (5.0, 0.7, 0.7)]:
+        x_mm = np.arange(60) * spacing[2]
+        hu = np.broadcast_to(-900 + 15 * x_mm, (12, 40, 60)).astype(np.float32)
+        edges = sobel_edges(hu, np.ones(hu.shape, bool), spacing, RefineConfig())
+        assert edges[6, 20, 30] == pytest.approx(60, rel=0.01)
+
+
+def test_the_chest_wall_is_not_taken_for_a_tissue_border():
+    hu = np.full((20, 20, 40), -850, np.int16)
+    hu[..., 20:] = 50
+    lungs = np.zeros(hu.shape, bool)
+    lungs[..., :20] = True
+    flow = conductance(hu, lungs, ISOTROPIC, RefineConfig())
+    assert flow[lungs].min() > 0.99
+    assert flow[~lungs].max() == 0
+
+
+def test_feature_edges_stop_the_flow_by_their_weight():
+    hu, lungs = two_tissues(edge=48, noise_hu=0)
+    edges = np.zeros(hu.shape, np.float32)
+    edges[..., 24] = 10
+    closed = conductance(hu, lungs, ISOTROPIC, RefineConfig(feature_weight=1.0), edges)
+    ignored = conductance(hu, lungs, ISOTROPIC, RefineConfig(feature_weight=0.0), edges)
+    assert closed[0, 0, 24] == pytest.approx(1 / 101)
+    assert ignored.min() == pytest.approx(1)
+
+
+def test_tempering_leans_on_density_without_overruling_belief():
+    posterior = np.full((2, 1, 1, 3), 0.5, np.float32)
+    posterior[:, 0, 0, 2] = 0.999, 0.001
+    hu = np.array([[[-850, -600, -600]]], np.int16)
+    u0 = temper(posterior, hu, np.array([-850, -600]), np.array([60, 60]), 0.35)
+    assert u0[0, 0, 0, 0] > 0.9
+    assert u0[1, 0, 0, 1] > 0.9
+    assert u0[0, 0, 0, 2] > 0.95
+    np.testing.assert_allclose(u0.sum(axis=0), 1, rtol=1e-6)
+    np.testing.assert_array_equal(temper(posterior, hu, np.zeros(2), np.ones(2), 0.0), posterior)
+
+
+def test_an_empty_lung_changes_nothing():
+    hu, lungs = two_tissues()
+    posterior = np.random.default_rng(5).random((2, *hu.shape)).astype(np.float32)
+    assert lung_box(~lungs) is None
+    np.testing.assert_array_equal(
+        sobel_diffusion(posterior, hu, ~lungs, ISOTROPIC, RefineConfig()), posterior
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"dt": 0.2}, "unstable.*take dt <= 0.1650"),
+        ({"rho": 0.5}, "unstable"),
+        ({"iterations": -1}, "iterations"),
+        ({"edge_hu": 0.0}, "edge_hu"),
+        ({"feature_weight": 2.0}, "between 0 and 1"),
+        ({"hu_power": -0.1}, "hu_power"),
+    ],
+)
+def test_settings_without_meaning_are_refused_in_words(settings, words):
+    with pytest.raises(ValueError, match=words):
+        RefineConfig(**settings)
+
+
+def test_maps_on_another_grid_are_refused_in_words():
+    hu, lungs = two_tissues()
+    with pytest.raises(ValueError, match="not on one grid"):
+        sobel_diffusion(np.zeros((2, 3, 3, 3), np.float32), hu, lungs, ISOTROPIC, RefineConfig())
+    with pytest.raises(ValueError, match="no feature_edges"):
+        sobel_diffusion(
+            np.zeros((2, *hu.shape), np.float32), hu, lungs, ISOTROPIC, RefineConfig(feature_weight=0.5)
+        )
+
+
+def test_a_whole_chest_at_2_mm_takes_seconds():
+    shape = (100, 100, 120)
+    rng = np.random.default_rng(6)
+    hu = rng.normal(-850, 30, shape).astype(np.int16)
+    posterior = rng.random((6, *shape)).astype(np.float32)
+    sobel_diffusion(
+        posterior[:, :8, :8, :8], hu[:8, :8, :8], np.ones((8, 8, 8), bool), ISOTROPIC, RefineConfig()
+    )
+    begun = time.process_time()
+    sobel_diffusion(posterior, hu, np.ones(shape, bool), ISOTROPIC, RefineConfig())
+    assert time.process_time() - begun < 12  # 1.4 s measured on one core; a scalar loop takes 10 or more
