@@ -1,0 +1,31 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.PHONY: install demo test lint bench clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else f"Python 3.11 or 3.12 is needed, {v[0]}.{v[1]} found; name one: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv .venv
+	@echo "Installing into .venv (about 3 minutes, 3 GB)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: install
+	@$(BIN)/python jobs/demo.py --out demo
+
+test: install
+	@$(BIN)/python -m pytest --quiet
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install
+	@$(BIN)/python benchmarks/teacher.py
+
+clean:
+	rm -rf .venv build *.egg-info demo

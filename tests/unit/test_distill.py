@@ -1,0 +1,127 @@
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffseglung.distill import Distillation, TrainConfig, distill, info_nce, rare_first
+from diffseglung.student import StudentConfig
+from diffseglung.teacher import TEACHER, Standardiser
+
+STUDENT = StudentConfig(channels=(8, 8, 16), norm_groups=4, timesteps=50, embedding=16)
+TRAIN = TrainConfig(steps=6, batch=4, lr_warmup=1, warmup=(1, 3), lr=2e-3, positions=8)
+DESCRIPTORS = len(TEACHER.names)
+
+
+def batches(size: int = 4, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
+    """Blocks of one density each, whose descriptors tell the density: easy to distil."""
+    step = start
+    while True:
+        rng = np.random.default_rng(step)
+        level = rng.uniform(-950, 0, size=(size, 1, 1, 1)).astype(np.float32)
+        hu = level + rng.normal(0, 30, size=(size, 8, 16, 16))
+        local = np.broadcast_to(level[..., None] / 300, (size, 1, 2, 2, DESCRIPTORS)).astype(np.float32).copy()
+        local[0, 0, 0, 0] = np.nan
+        yield {
+            "hu": torch.from_numpy(hu.astype(np.int16)),
+            "lungs": torch.ones(size, 8, 16, 16, dtype=torch.uint8),
+            "teacher": torch.from_numpy(local.reshape(size, -1, DESCRIPTORS)[:, -1].copy()),
+            "teacher_local": torch.from_numpy(local),
+        }
+        step += 1
+
+
+@pytest.fixture(scope="module")
+def standardiser() -> Standardiser:
+    return Standardiser.fit(np.random.default_rng(0).normal(size=(200, DESCRIPTORS)).astype(np.float32))
+
+
+def start(standardiser: Standardiser, **changes) -> Distillation:
+    return Distillation(STUDENT, replace(TRAIN, **changes), standardiser)
+
+
+def test_training_ends_after_its_steps_and_reports_each(standardiser):
+    steps = list(distill(start(standardiser), batches()))
+    assert [s for s, _ in steps] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "noise_loss", "distill_loss", "weight", "retrieval", "effective_rank", "grad_norm", "lr"} <= set(
+        steps[0][1]
+    )
+
+
+def test_the_network_learns_to_denoise(standardiser):
+    losses = [m["noise_loss"] for _, m in distill(start(standardiser, steps=40, variant="none"), batches())]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:3])
+
+
+def test_the_teacher_is_silent_until_the_warm_up():
+    weights = [TrainConfig(warmup=(10, 20), weight=0.5).weight_at(step) for step in (0, 10, 15, 20, 500)]
+    assert weights == [0, 0, 0.25, 0.5, 0.5]
+    assert TrainConfig(variant="none").weight_at(10**6) == 0
+
+
+def test_a_stopped_run_goes_on_as_if_undisturbed(standardiser):
+    whole = start(standardiser)
+    losses = [m["loss"] for _, m in distill(whole, batches())]
+    first = start(standardiser)
+    for step, _ in distill(first, batches()):
+        if step == 3:
+            break
+    second = start(standardiser, seed=0)
+    second.load_state_dict(first.state_dict())
+    rest = [m["loss"] for _, m in distill(second, batches(start=3))]
+    assert rest == losses[3:]
+    for a, b in zip(whole.ema.parameters(), second.ema.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("variant", ["local", "global"])
+def test_distillation_moves_the_student_only_through_its_weight(standardiser, variant):
+    def student_gradient(weight: float) -> torch.Tensor:
+        run = start(standardiser, variant=variant, weight=weight, warmup=(0, 0), steps=1)
+        for p in run.network.parameters():
+            torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
+        next(distill(run, batches()))
+        return torch.cat([p.grad.flatten() for p in run.network.student_head.parameters() if p.grad is not None])
+
+    assert student_gradient(0.5).abs().max() > 0
+    assert student_gradient(0.0).abs().max() == 0
+
+
+def test_contrast_is_zero_for_perfect_pairs_and_log_n_for_chance():
+    eye = torch.eye(8)
+    ones, keep = torch.ones(8), torch.ones(8, dtype=torch.bool)
+    perfect, metrics = info_nce(eye, eye, ones, keep, temperature=0.05)
+    assert float(perfect) == pytest.approx(0, abs=1e-6)
+    assert metrics["retrieval"] == 1
+    same = torch.ones(8, 8) / 8**0.5
+    chance, metrics = info_nce(same, same, ones, keep, temperature=0.05)
+    assert float(chance) == pytest.approx(np.log(8), abs=1e-5)
+    assert metrics["effective_rank"] == pytest.approx(1, abs=0.01)  # collapsed
+
+
+def test_unknown_positions_take_no_part_in_the_contrast():
+    rows = torch.nn.functional.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    keep = torch.tensor([True, True, True, True, False, False])
+    share = torch.ones(6)
+    all_six, _ = info_nce(rows, rows.flip(0), share, keep, 0.1)
+    only_four, _ = info_nce(rows[:4], rows.flip(0)[:4], share[:4], keep[:4], 0.1)
+    assert float(all_six) == pytest.approx(float(only_four))
+
+
+def test_rare_positions_come_first():
+    crowd, loner = torch.zeros(50, 3), torch.full((1, 3), 9.0)
+    crowd = crowd + 0.1 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
+    weight = rare_first(torch.cat([crowd, loner]), torch.ones(51, dtype=torch.bool))
+    assert weight[50] > 3 * weight[:50].max()
+
+
+def test_a_batch_that_does_not_split_is_refused_in_words():
+    with pytest.raises(ValueError, match="does not split over 3 workers"):
+        TrainConfig(batch=8).micro_batch(3)
+
+
+@pytest.mark.parametrize("bad", [{"variant": "both"}, {"temperature": 0.0}, {"batch": 1}, {"warmup": (5, 2)}])
+def test_settings_without_meaning_are_refused(bad):
+    with pytest.raises(ValueError, match="train"):
+        TrainConfig(**bad)

@@ -1,0 +1,124 @@
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.mixture import CellTable, MixtureConfig, couple, fit_mixture, log_softmax
+from diffseglung.schemas import cells_schema
+from diffseglung.teacher import TEACHER, Standardiser
+from diffseglung.tissue import ANCHORED, PROTOTYPES, TissueConfig
+
+FEATURES = 8
+SIGNATURE = np.random.default_rng(7).normal(size=(8, len(TEACHER.names)))  # what each class looks like to the teacher
+
+
+def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[pa.Table, np.ndarray]:
+    """Cells around the prototypes, three in four of them healthy, with descriptors that tell the class too."""
+    rng = np.random.default_rng(seed)
+    kind = np.where(rng.random(n) < 0.75, Tissue.HEALTHY, rng.choice(classes, n)).astype(int)
+    evidence = np.ones((n, 8), np.float32)
+    for tissue in ANCHORED:
+        p, rows = PROTOTYPES[tissue], kind == tissue
+        hu = np.array(p.hu) + (-850 if p.relative else 0)
+        evidence[rows, :5] = np.sort(hu + rng.normal(size=(rows.sum(), 5)) * 0.6 * np.array(p.spread_hu), axis=1)
+        evidence[rows, 5] = 3.5 + p.roughness + 0.5 * p.roughness_spread * rng.normal(size=rows.sum())
+    evidence[:, 7] = 0
+    descriptors = SIGNATURE[kind] + 0.5 * rng.normal(size=(n, len(TEACHER.names)))
+    features = SIGNATURE[kind, :FEATURES] + rng.normal(size=(n, FEATURES))
+    values = {
+        "case_id": pa.array(["a"] * n),
+        "mode_hu": pa.array(np.full(n, -850, np.float32)),
+        "roughness": pa.array(np.full(n, 3.5, np.float32)),
+    }
+    for name, array in (("evidence", evidence), ("descriptors", descriptors), ("features", features)):
+        values[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(array.astype(np.float32))
+    schema = cells_schema(FEATURES)
+    return pa.Table.from_arrays([values[name] for name in schema.names], schema=schema), kind
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    cells, _ = draw_cells(6000, seed=0)
+    standardiser = Standardiser.fit(CellTable.from_arrow(cells).descriptors)
+    return fit_mixture(cells, MixtureConfig(), TissueConfig(), standardiser)
+
+
+def tissue_of(kind: np.ndarray) -> np.ndarray:
+    return np.where(kind > len(TISSUES), Tissue.HEALTHY, kind)
+
+
+def accuracy(mixture, mode: str) -> float:
+    cells, kind = draw_cells(4000, seed=1)
+    named = mixture.posterior(CellTable.from_arrow(cells), mode).argmax(axis=1) + 1
+    sick = kind != Tissue.HEALTHY
+    return float((named == tissue_of(kind))[sick].mean())
+
+
+def test_learning_from_confident_cells_beats_the_rule(fitted):
+    assert accuracy(fitted, "anchored") > accuracy(fitted, "rule") + 0.02
+
+
+@pytest.mark.parametrize("mode", ["rule", "anchored", "anchored_distilled", "published"])
+def test_posteriors_are_probabilities_and_leave_cavities_alone(fitted, mode):
+    cells, _ = draw_cells(500, seed=2)
+    posterior = fitted.posterior(CellTable.from_arrow(cells), mode)
+    assert posterior.shape == (500, len(TISSUES))
+    assert posterior.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert posterior.min() >= 0
+    assert not posterior[:, Tissue.CAVITY - 1].any()
+
+
+def test_a_tissue_that_the_cohort_lacks_keeps_its_prototype():
+    without = tuple(t for t in ANCHORED if t != Tissue.CONSOLIDATION)
+    cells, _ = draw_cells(3000, seed=3, classes=without)
+    standardiser = Standardiser.fit(CellTable.from_arrow(cells).descriptors)
+    mixture = fit_mixture(cells, MixtureConfig(), TissueConfig(), standardiser)
+    fresh, kind = draw_cells(3000, seed=4)
+    named = mixture.posterior(CellTable.from_arrow(fresh), "anchored").argmax(axis=1) + 1
+    assert (named[kind == Tissue.CONSOLIDATION] == Tissue.CONSOLIDATION).mean() > 0.8
+
+
+def test_cells_without_descriptors_are_judged_by_their_prototype(fitted):
+    table = CellTable.from_arrow(draw_cells(50, seed=5)[0])
+    blind = table._replace(descriptors=np.full_like(table.descriptors, np.nan))
+    assert fitted.posterior(blind, "anchored") == pytest.approx(fitted.posterior(table, "rule"), abs=1e-6)
+
+
+def test_fitting_twice_gives_the_same_numbers(fitted):
+    cells, _ = draw_cells(6000, seed=0)
+    again = fit_mixture(cells, MixtureConfig(), TissueConfig(), fitted.standardiser)
+    assert all(np.array_equal(again.arrays[k], v) for k, v in fitted.arrays.items())
+
+
+def test_too_few_cells_are_refused_in_words():
+    cells, _ = draw_cells(20, seed=0)
+    with pytest.raises(ValueError, match="only 20 cells"):
+        fit_mixture(cells, MixtureConfig(), TissueConfig(), Standardiser.fit(np.random.rand(50, 34).astype(np.float32)))
+
+
+def test_a_lone_doubtful_cell_follows_its_like_neighbours_but_not_unlike_ones():
+    posterior = np.zeros((5, 5, 5, 6), np.float32)
+    posterior[..., 0], posterior[..., 2] = 0.95, 0.05
+    posterior[2, 2, 2, [0, 2]] = 0.45, 0.55
+    evidence = np.full((5, 5, 5, 8), -800, np.float32)
+    config = MixtureConfig()
+    assert couple(posterior, evidence, config)[2, 2, 2].argmax() == 0
+    evidence[2, 2, 2, :5] = -300
+    assert couple(posterior, evidence, config)[2, 2, 2].argmax() == 2
+
+
+def test_coupling_keeps_probabilities_and_empty_space():
+    rng = np.random.default_rng(0)
+    posterior = rng.dirichlet(np.ones(6), (4, 4, 4)).astype(np.float32)
+    posterior[0] = 0
+    coupled = couple(posterior, rng.normal(-800, 50, (4, 4, 4, 8)), MixtureConfig())
+    assert coupled[1:].sum(axis=-1) == pytest.approx(1, abs=1e-5)
+    assert not coupled[0].any()
+    still = couple(posterior, np.zeros((4, 4, 4, 8)), replace(MixtureConfig(), potts_strength=0.0))
+    assert still == pytest.approx(posterior, abs=1e-5)
+
+
+def test_log_softmax_survives_large_numbers():
+    assert np.exp(log_softmax(np.array([[1e4, 1e4 - 1]]))).sum() == pytest.approx(1)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.tissue import (
+    ANCHORED,
+    PROTOTYPES,
+    VESSEL,
+    Reference,
+    TissueConfig,
+    anchor_log_likelihood,
+    name_by_hu,
+    prior,
+    scan_reference,
+    to_tissues,
+)
+
+REFERENCE = Reference(-850.0, 3.5)
+
+
+def cell(tissue: int, reference: Reference = REFERENCE, vessel: float = 0.0) -> np.ndarray:
+    """A cell that is its tissue's prototype."""
+    p = PROTOTYPES[tissue]
+    hu = np.array(p.hu) + (reference.mode_hu if p.relative else 0)
+    return np.array([*hu, reference.log_roughness + p.roughness, 1.0, vessel])
+
+
+@pytest.mark.parametrize("tissue", ANCHORED)
+def test_every_prototype_is_recognised_as_itself(tissue):
+    log_p = anchor_log_likelihood(cell(tissue)[None], REFERENCE, TissueConfig()) + np.log(prior())
+    assert ANCHORED[int(log_p.argmax())] == tissue
+
+
+def test_a_deeper_breath_changes_no_name():
+    inflated = Reference(-890.0, 3.5)
+    for tissue in (Tissue.HEALTHY, Tissue.EMPHYSEMA):
+        here, there = (
+            anchor_log_likelihood(cell(tissue, r)[None], r, TissueConfig()).argmax() for r in (REFERENCE, inflated)
+        )
+        assert here == there
+
+
+def test_a_cell_full_of_vessel_is_no_disease():
+    fibrosis = cell(Tissue.FIBROSIS)
+    known = fibrosis.copy()
+    known[7] = 1.0
+    log_p = anchor_log_likelihood(np.stack([fibrosis, known]), REFERENCE, TissueConfig()) + np.log(prior())
+    assert ANCHORED[log_p[0].argmax()] == Tissue.FIBROSIS
+    gain = log_p[1, ANCHORED.index(VESSEL)] - log_p[0, ANCHORED.index(VESSEL)]
+    assert gain == pytest.approx(TissueConfig().vessel_power)
+
+
+def test_unknown_cells_fall_back_on_the_prior():
+    flat = anchor_log_likelihood(np.full((1, 8), np.nan), REFERENCE, TissueConfig())
+    assert (flat == flat[0, 0]).all()
+
+
+def test_the_lung_mode_is_found_beside_disease():
+    rng = np.random.default_rng(0)
+    median = np.concatenate([rng.normal(-840, 20, 3000), rng.normal(-550, 60, 900), rng.normal(-960, 10, 800)])
+    evidence = np.zeros((len(median), 8))
+    evidence[:, 2] = median
+    evidence[:, 5] = np.where(np.abs(median + 840) < 60, 3.2, 4.5)
+    reference = scan_reference(evidence, TissueConfig())
+    assert reference.mode_hu == pytest.approx(-840, abs=10)
+    assert reference.log_roughness == pytest.approx(3.2)
+
+
+def test_vessels_count_as_healthy_and_nothing_is_lost():
+    posterior = np.random.default_rng(0).dirichlet(np.ones(len(ANCHORED)), 20)
+    tissues = to_tissues(posterior)
+    assert tissues.sum(axis=1) == pytest.approx(1)
+    expected = posterior[:, ANCHORED.index(Tissue.HEALTHY)] + posterior[:, ANCHORED.index(VESSEL)]
+    assert tissues[:, TISSUES.index(Tissue.HEALTHY)] == pytest.approx(expected)
+    assert not tissues[:, TISSUES.index(Tissue.CAVITY)].any()
+
+
+def test_denser_clusters_get_denser_names():
+    assert name_by_hu(np.array([-970, -860, -600, -350, 20])) == [
+        Tissue.EMPHYSEMA, Tissue.HEALTHY, Tissue.GROUND_GLASS, Tissue.FIBROSIS, Tissue.CONSOLIDATION,
+    ]  # fmt: skip
