@@ -64,7 +64,7 @@ class TrainConfig:
         if self.variant == "none":
             return 0.0
         start, end = self.warmup
-        return self.weight * min(1.0, max(0.0, (step - start) / max(end - start, 1)))
+        return self.weight if step >= end else self.weight * max(0.0, (step - start) / (end - start))
 
     def micro_batch(self, world: int) -> int:
         """Patches that one of `world` workers takes at a time."""

@@ -31,7 +31,7 @@ def test_stitching_undoes_cutting():
 
 
 def test_tiles_cover_every_lung_voxel():
-    lungs = ball()
+    lungs = ball(radius=11)
     covered = np.zeros_like(lungs)
     for corner in tile_corners(lungs, SIZE, 0.5, STRIDE):
         covered[tuple(slice(c, c + n) for c, n in zip(corner, SIZE, strict=True))] = True
