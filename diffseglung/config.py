@@ -74,7 +74,9 @@ def from_dict(data: dict[str, Any], cls: type[T] = Config) -> T:  # type: ignore
     known = {f.name for f in fields(cls)}  # type: ignore[arg-type]
     strange = sorted(set(data) - known)
     if strange:
-        raise ValueError(f"{cls.__name__} has no setting {', '.join(strange)}; it has: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"{cls.__name__} has no setting {', '.join(strange)}; it has: {', '.join(sorted(known))}"
+        )
     return cls(**{key: _typed(value, hints[key]) for key, value in data.items()})
 
 

@@ -57,7 +57,9 @@ class TrainConfig:
         if not 0 <= self.warmup[0] <= self.warmup[1]:
             raise ValueError(f"train.warmup {self.warmup} must be two steps in rising order")
         if self.batch % self.accumulate:
-            raise ValueError(f"train.batch {self.batch} must be a multiple of train.accumulate {self.accumulate}")
+            raise ValueError(
+                f"train.batch {self.batch} must be a multiple of train.accumulate {self.accumulate}"
+            )
 
     def weight_at(self, step: int) -> float:
         """Weight of the distillation at an optimiser step: 0 until the network can denoise, then rising."""
@@ -198,7 +200,9 @@ def prepare_batch(batch: Batch, run: Distillation) -> Batch:
     return {key: value.to(run.device, non_blocking=True) for key, value in prepared.items()}
 
 
-def draw_randomness(batch: Batch, run: Distillation, contrast: bool, micro: int, rank: int, world: int) -> Draw:
+def draw_randomness(
+    batch: Batch, run: Distillation, contrast: bool, micro: int, rank: int, world: int
+) -> Draw:
     """Drawn for the global batch from (seed, step) and cut to this rank, so that the number of workers is no dice."""
     clean, known = batch["clean"], batch["known"]
     b, own = len(clean), slice(rank * len(clean), (rank + 1) * len(clean))
@@ -284,7 +288,9 @@ def info_nce(
         return zero, {"distill_loss": 0.0, "retrieval": 0.0, "effective_rank": 0.0}
     logits = student @ teacher.T / temperature
     target = torch.arange(len(kept), device=logits.device)
-    both = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")
+    both = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(
+        logits.T, target, reduction="none"
+    )
     loss = (share * both / 2).sum() / len(kept)
     with torch.no_grad():
         found = (logits.argmax(dim=1) == target).float().mean()

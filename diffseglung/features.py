@@ -35,7 +35,9 @@ def width(student: Student, config: FeatureConfig) -> int:
 
 
 @torch.no_grad()
-def encode(student: Student, hu: np.ndarray, lungs: np.ndarray, noise: torch.Tensor, config: FeatureConfig) -> np.ndarray:
+def encode(
+    student: Student, hu: np.ndarray, lungs: np.ndarray, noise: torch.Tensor, config: FeatureConfig
+) -> np.ndarray:
     """Bottleneck (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps concatenated; the decoder is never run.
 
     `noise` is (b, z, y, x), the same for every timestep.
@@ -81,9 +83,7 @@ def extract(
     return np.nan_to_num(stitch(iter(tiles()), shape, width(student, config)))
 
 
-def sample_cells(
-    student: Student, batch: dict[str, np.ndarray], config: FeatureConfig
-) -> pa.Table:
+def sample_cells(student: Student, batch: dict[str, np.ndarray], config: FeatureConfig) -> pa.Table:
     """A bounded sample of the cells of some patches (columns as in `patches_schema`) with their features.
 
     What is drawn depends on the case, the corner and the seed alone.
@@ -97,19 +97,19 @@ def sample_cells(
         [torch.randn(batch["hu"].shape[1:], generator=torch.Generator().manual_seed(s >> 1)) for s in seeds]
     )
     features = encode(student, batch["hu"], batch["lungs"], noise, config)
-    rows: dict[str, list] = {name: [] for name in ("case_id", "evidence", "descriptors", "features", "mode_hu", "roughness")}
+    rows: dict[str, list] = {name: [] for name in cells_schema(1).names}
     for i in range(n):
         evidence, descriptors = batch["evidence"][i], batch["descriptors"][i]
         usable = np.isfinite(evidence).all(-1) & np.isfinite(descriptors).all(-1) & (evidence[..., 6] > 0)
-        where = np.flatnonzero(usable)
-        where = np.sort(np.random.default_rng(seeds[i]).permutation(where)[: config.cells_per_patch])
+        where = np.random.default_rng(seeds[i]).permutation(np.flatnonzero(usable))[: config.cells_per_patch]
+        where.sort()
         fine = regrid(features[i], cells).reshape(features.shape[1], -1).T
-        rows["case_id"] += [batch["case_id"][i]] * len(where)
+        for name in ("case_id", "z0", "y0", "x0", "mode_hu", "roughness"):
+            rows[name] += [batch[name][i]] * len(where)
+        rows["cell"] += where.tolist()
         rows["evidence"].append(evidence.reshape(-1, evidence.shape[-1])[where])
         rows["descriptors"].append(descriptors.reshape(-1, descriptors.shape[-1])[where])
         rows["features"].append(fine[where])
-        rows["mode_hu"] += [float(batch["mode_hu"][i])] * len(where)
-        rows["roughness"] += [float(batch["roughness"][i])] * len(where)
     schema = cells_schema(width(student, config))
     return pa.Table.from_arrays(
         [

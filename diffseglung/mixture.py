@@ -20,6 +20,7 @@ from sklearn.mixture import GaussianMixture
 
 from diffseglung.frozen import frozen
 from diffseglung.labels import TISSUES
+from diffseglung.schemas import CELL_KEY
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import (
     ANCHORED,
@@ -136,11 +137,11 @@ class Mixture:
 def fit_mixture(
     cells: pa.Table, config: MixtureConfig, tissue: TissueConfig, standardiser: Standardiser
 ) -> Mixture:
-    """Fit every mode on a sample of cells (`cells_schema`); the rows' order does not matter to the caller's result.
+    """Fit every mode on a sample of cells (`cells_schema`), in whatever order they arrive.
 
     Raises ValueError where there are too few cells to fit on.
     """
-    table = CellTable.from_arrow(cells)
+    table = CellTable.from_arrow(cells.sort_by([(name, "ascending") for name in CELL_KEY]))
     if len(table.evidence) < 10 * config.clusters:
         raise ValueError(
             f"only {len(table.evidence)} cells of lung to fit the mixture on; prepare more cases or patches"
@@ -170,7 +171,9 @@ def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> di
     model = GaussianMixture(config.clusters, reg_covar=1e-4, random_state=config.seed, max_iter=200)
     cluster = model.fit_predict(x.astype(np.float64))
     median_hu = table.evidence[:, 2]
-    mean_hu = np.array([median_hu[cluster == k].mean() if (cluster == k).any() else -860 for k in range(config.clusters)])
+    mean_hu = np.array(
+        [median_hu[cluster == k].mean() if (cluster == k).any() else -860 for k in range(config.clusters)]
+    )
     return {
         "published.weights": model.weights_,
         "published.means": model.means_,
@@ -201,7 +204,11 @@ def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np
         covariance = shrunk_covariance(np.cov(np.concatenate(residuals).T), config.shrinkage)
     else:
         covariance = np.eye(x.shape[1])
-    return {f"{mode}.means": means, f"{mode}.precision": np.linalg.inv(covariance), f"{mode}.present": present}
+    return {
+        f"{mode}.means": means,
+        f"{mode}.precision": np.linalg.inv(covariance),
+        f"{mode}.present": present,
+    }
 
 
 def physics(cells: CellTable) -> np.ndarray:
@@ -226,7 +233,9 @@ def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -
     for shift in shifts:
         d = ((percentiles - _shifted(percentiles, shift)) ** 2).mean(axis=-1)
         near = 1 / np.sqrt(sum(abs(c - 1) for c in shift)) / total
-        weights.append(near * np.exp(-0.5 * d / config.potts_spread_hu**2) * (inside & _shifted(inside, shift)))
+        weights.append(
+            near * np.exp(-0.5 * d / config.potts_spread_hu**2) * (inside & _shifted(inside, shift))
+        )
     unary = np.log(np.maximum(posterior, 1e-6))
     q = posterior
     for _ in range(config.potts_iterations):
@@ -250,4 +259,3 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 def softmax(x: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     return np.exp(log_softmax(x))
-

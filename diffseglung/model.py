@@ -42,7 +42,8 @@ class Model:
         weights = {k: v.detach().cpu().contiguous() for k, v in self.student.state_dict().items()}
         st_torch.save_file(weights, folder / "student.safetensors")
         st_numpy.save_file(
-            {k: np.ascontiguousarray(v) for k, v in self.mixture.arrays.items()}, folder / "mixture.safetensors"
+            {k: np.ascontiguousarray(v) for k, v in self.mixture.arrays.items()},
+            folder / "mixture.safetensors",
         )
         description = {
             "format": FORMAT,
@@ -72,7 +73,9 @@ class Model:
                 f"{folder} has model format {description.get('format')}, this version reads format {FORMAT}"
             )
         if tuple(description["teacher"]["names"]) != tuple(TEACHER.names):
-            raise ValueError(f"{folder} was taught by other descriptors than this version computes; train it again")
+            raise ValueError(
+                f"{folder} was taught by other descriptors than this version computes; train it again"
+            )
         config = from_dict(description["config"])
         standardiser = Standardiser.from_dict(description["teacher"]["standardiser"])
         student = Student(config.student)

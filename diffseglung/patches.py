@@ -23,7 +23,11 @@ class PatchConfig:
     size_vox: tuple[int, int, int] = (16, 32, 32)
     cell_vox: tuple[int, int, int] = (4, 4, 4)  # the mixture's unit
     window_cells: int = 3  # a cell is judged by this many cells across
-    local_window_vox: tuple[int, int, int] = (16, 16, 16)  # what the teacher sees around a bottleneck position
+    local_window_vox: tuple[int, int, int] = (
+        16,
+        16,
+        16,
+    )  # what the teacher sees around a bottleneck position
     per_case: int = 48
     min_lung: float = 0.4
     overlap: float = 0.5
@@ -97,7 +101,9 @@ def sample_corners(lungs: np.ndarray, config: PatchConfig, stride_vox: int, seed
     candidates = np.argwhere(share >= config.min_lung)
     if not len(candidates):
         best = np.argsort(share, axis=None, kind="stable")[::-1][: config.per_case]
-        candidates = np.argwhere(share > 0) if share.max() <= 0 else np.stack(np.unravel_index(best, share.shape), 1)
+        candidates = (
+            np.argwhere(share > 0) if share.max() <= 0 else np.stack(np.unravel_index(best, share.shape), 1)
+        )
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(candidates))[: config.per_case]
     return sorted((int(z), int(y), int(x)) for z, y, x in candidates[chosen] * stride_vox)
@@ -124,7 +130,9 @@ def tile_corners(lungs: np.ndarray, size: Shape, overlap: float, stride_vox: int
     axes = []
     for length, n in zip(lungs.shape, size, strict=True):
         if length < n or length % stride_vox:
-            raise ValueError(f"a scan of {lungs.shape} is no whole number of strides ({stride_vox}) or below {size}")
+            raise ValueError(
+                f"a scan of {lungs.shape} is no whole number of strides ({stride_vox}) or below {size}"
+            )
         step = max(stride_vox, int(n * (1 - overlap)) // stride_vox * stride_vox)
         axes.append(sorted({*range(0, length - n + 1, step), length - n}))
     corners = [(z, y, x) for z in axes[0] for y in axes[1] for x in axes[2]]

@@ -38,7 +38,9 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
         "teacher": describe_patches(hu, inside, config.teacher),
         "teacher_local": np.stack([cut_cells(local, c, size, (stride,) * 3) for c in corners]),
         "evidence": np.stack([cut_cells(cells.evidence, c, size, config.patches.cell_vox) for c in corners]),
-        "descriptors": np.stack([cut_cells(cells.descriptors, c, size, config.patches.cell_vox) for c in corners]),
+        "descriptors": np.stack(
+            [cut_cells(cells.descriptors, c, size, config.patches.cell_vox) for c in corners]
+        ),
     }
     n = len(corners)
     scalars = {
@@ -61,7 +63,9 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
     )
 
 
-def cut_cells(grid: np.ndarray, corner: Corner, size: tuple[int, ...], cell_vox: tuple[int, ...]) -> np.ndarray:
+def cut_cells(
+    grid: np.ndarray, corner: Corner, size: tuple[int, ...], cell_vox: tuple[int, ...]
+) -> np.ndarray:
     """What lies under a patch on a coarser grid whose cells have `cell_vox` voxels."""
     at = tuple(c // n for c, n in zip(corner, cell_vox, strict=True))
     return cut(grid, at, tuple(s // n for s, n in zip(size, cell_vox, strict=True)))

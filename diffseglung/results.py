@@ -65,9 +65,7 @@ class CaseResult:
         return CaseResult(**plain, tissue_ml=None if None in ml else ml)
 
 
-def case_result(
-    case_id: str, volume: Volume, segmentation: Segmentation, **origin: str
-) -> CaseResult:
+def case_result(case_id: str, volume: Volume, segmentation: Segmentation, **origin: str) -> CaseResult:
     """Measure a segmentation. `origin` holds model_uri, model_version and config_sha256.
 
     Density is that of the lung mask without airways; LAA-950 is the share of its voxels below -950 HU.

@@ -49,12 +49,17 @@ def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
     )
 
 
+# A sampled cell's own name: its case, its patch's corner, and its number in the patch (z slowest).
+CELL_KEY = ("case_id", "z0", "y0", "x0", "cell")
+
+
 def cells_schema(features: int) -> pa.Schema:
     """One row per sampled cell: what the mixture is fitted on."""
     return named(
         "diffseglung.cells",
         [
             ("case_id", pa.string()),
+            *((name, pa.int32()) for name in CELL_KEY[1:]),
             ("evidence", tensor(pa.float32(), (len(EVIDENCE),))),
             ("descriptors", tensor(pa.float32(), (len(TEACHER.names),))),
             ("features", tensor(pa.float32(), (features,))),

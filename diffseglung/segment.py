@@ -103,7 +103,9 @@ def decide(seen: Observation, model: Model, mode: str | None = None, *, refined:
         centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
         anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
         if refined:
-            anchored = sobel_diffusion(anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
+            anchored = sobel_diffusion(
+                anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine
+            )
         posteriors = with_cavities(anchored, scan, config)
     with watch("labels"):
         labels = to_labels(posteriors, seen)

@@ -38,7 +38,9 @@ class StudentConfig:
 class FeatureUNet(DiffusionModelUNet):
     """MONAI's diffusion U-Net that also hands out its middle block."""
 
-    def encode(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
+    def encode(
+        self, x: torch.Tensor, t: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
         """The bottleneck, the skip connections and the time embedding: a third of the whole network's work."""
         embedding = self.time_embed(get_timestep_embedding(t, self.block_out_channels[0]).to(x.dtype))
         h = self.conv_in(x)
@@ -156,4 +158,6 @@ def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"these weights belong to another network than the config describes: {error}") from error
+        raise ValueError(
+            f"these weights belong to another network than the config describes: {error}"
+        ) from error

@@ -150,6 +150,7 @@ def name_by_hu(mean_hu: np.ndarray) -> list[Tissue]:
         names.append(next(t for t, (low, high) in HU_BANDS.items() if low <= hu < high))
     return names
 
+
 # Density of single voxels (mean, sd in HU) with which upsampled posteriors are leaned on; wide where a tissue is mixed.
 VOXEL_HU: dict[Tissue, tuple[float, float]] = {
     Tissue.HEALTHY: (-850, 90),

@@ -21,7 +21,9 @@ def batches(size: int = 4, start: int = 0) -> Iterator[dict[str, torch.Tensor]]:
         rng = np.random.default_rng(step)
         level = rng.uniform(-950, 0, size=(size, 1, 1, 1)).astype(np.float32)
         hu = level + rng.normal(0, 30, size=(size, 8, 16, 16))
-        local = np.broadcast_to(level[..., None] / 300, (size, 1, 2, 2, DESCRIPTORS)).astype(np.float32).copy()
+        local = (
+            np.broadcast_to(level[..., None] / 300, (size, 1, 2, 2, DESCRIPTORS)).astype(np.float32).copy()
+        )
         local[0, 0, 0, 0] = np.nan
         yield {
             "hu": torch.from_numpy(hu.astype(np.int16)),
@@ -44,13 +46,22 @@ def start(standardiser: Standardiser, **changes) -> Distillation:
 def test_training_ends_after_its_steps_and_reports_each(standardiser):
     steps = list(distill(start(standardiser), batches()))
     assert [s for s, _ in steps] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "noise_loss", "distill_loss", "weight", "retrieval", "effective_rank", "grad_norm", "lr"} <= set(
-        steps[0][1]
-    )
+    assert {
+        "loss",
+        "noise_loss",
+        "distill_loss",
+        "weight",
+        "retrieval",
+        "effective_rank",
+        "grad_norm",
+        "lr",
+    } <= set(steps[0][1])
 
 
 def test_the_network_learns_to_denoise(standardiser):
-    losses = [m["noise_loss"] for _, m in distill(start(standardiser, steps=60, variant="none", lr=1e-2), batches())]
+    losses = [
+        m["noise_loss"] for _, m in distill(start(standardiser, steps=60, variant="none", lr=1e-2), batches())
+    ]
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:3])
 
 
@@ -82,7 +93,9 @@ def test_distillation_moves_the_student_only_through_its_weight(standardiser, va
         for p in run.network.parameters():
             torch.nn.init.normal_(p, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
         next(distill(run, batches()))
-        return torch.cat([p.grad.flatten() for p in run.network.student_head.parameters() if p.grad is not None])
+        return torch.cat(
+            [p.grad.flatten() for p in run.network.student_head.parameters() if p.grad is not None]
+        )
 
     assert student_gradient(0.5).abs().max() > 0
     assert student_gradient(0.0).abs().max() == 0

@@ -44,7 +44,9 @@ def test_tiles_without_lung_are_left_out_and_seen_as_unknown():
     lungs[2:6, 2:6, 2:6] = True
     corners = tile_corners(lungs, SIZE, 0.0, STRIDE)
     assert corners == [(0, 0, 0)]
-    assert np.isnan(stitch(((c, np.ones((1, *SIZE), np.float32)) for c in corners), lungs.shape, 1)[0, -1, -1, -1])
+    assert np.isnan(
+        stitch(((c, np.ones((1, *SIZE), np.float32)) for c in corners), lungs.shape, 1)[0, -1, -1, -1]
+    )
 
 
 def test_sampled_patches_hold_enough_lung_and_lie_on_whole_strides():

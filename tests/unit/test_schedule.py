@@ -25,4 +25,6 @@ def test_noised_data_keeps_unit_variance():
     generator = torch.Generator().manual_seed(0)
     clean, noise = (torch.randn(4, 1, 30, 30, 30, generator=generator) for _ in range(2))
     noisy = Schedule(100).add_noise(clean, noise, torch.tensor([0, 20, 60, 99]))
-    assert noisy.var(dim=(1, 2, 3, 4)) == pytest.approx([1.0] * 4, abs=0.03)  # 27,000 voxels: 1 % sampling error
+    assert noisy.var(dim=(1, 2, 3, 4)) == pytest.approx(
+        [1.0] * 4, abs=0.03
+    )  # 27,000 voxels: 1 % sampling error

@@ -68,7 +68,11 @@ def test_every_parameter_takes_part_in_one_forward_pass():
         torch.nn.init.normal_(p, std=0.1)
     noise, student, teacher = network(*inputs(), torch.randn(2, 2, 4, 4, 34))
     # Unit vectors: their sum of squares is constant, so a linear read-out is used.
-    (noise.sum() + (student * torch.randn_like(student)).sum() + (teacher * torch.randn_like(teacher)).sum()).backward()
+    (
+        noise.sum()
+        + (student * torch.randn_like(student)).sum()
+        + (teacher * torch.randn_like(teacher)).sum()
+    ).backward()
     # Keys' biases cancel in a softmax: attention's own symmetry, not a lost parameter.
     idle = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
     assert [n for n in idle if not n.endswith("to_k.bias")] == []

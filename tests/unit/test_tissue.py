@@ -35,7 +35,8 @@ def test_a_deeper_breath_changes_no_name():
     inflated = Reference(-890.0, 3.5)
     for tissue in (Tissue.HEALTHY, Tissue.EMPHYSEMA):
         here, there = (
-            anchor_log_likelihood(cell(tissue, r)[None], r, TissueConfig()).argmax() for r in (REFERENCE, inflated)
+            anchor_log_likelihood(cell(tissue, r)[None], r, TissueConfig()).argmax()
+            for r in (REFERENCE, inflated)
         )
         assert here == there
 
@@ -57,7 +58,9 @@ def test_unknown_cells_fall_back_on_the_prior():
 
 def test_the_lung_mode_is_found_beside_disease():
     rng = np.random.default_rng(0)
-    median = np.concatenate([rng.normal(-840, 20, 3000), rng.normal(-550, 60, 900), rng.normal(-960, 10, 800)])
+    median = np.concatenate(
+        [rng.normal(-840, 20, 3000), rng.normal(-550, 60, 900), rng.normal(-960, 10, 800)]
+    )
     evidence = np.zeros((len(median), 8))
     evidence[:, 2] = median
     evidence[:, 5] = np.where(np.abs(median + 840) < 60, 3.2, 4.5)
