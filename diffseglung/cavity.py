@@ -1,0 +1,145 @@
+"""Cavities: air that dense tissue encloses. No cluster finds them, for their air looks like emphysema."""
+
+from collections.abc import Iterator
+
+import cc3d
+import numpy as np
+from scipy import ndimage
+
+from diffseglung.frozen import frozen
+from diffseglung.refine import lung_box
+
+Box = tuple[slice, slice, slice]
+Spacing = tuple[float, float, float]
+
+
+@frozen
+class CavityConfig:
+    """What counts as enclosed (METHOD.md, "Cavity"); the sizes are those of the Fleischner glossary's cavities."""
+
+    air_hu: float = -850.0  # lumen: smoothed density below this
+    smooth_mm: float = 1.0  # standard deviation of the Gaussian before that
+    dense_hu: float = -300.0  # shell and wall: density above this
+    shell: float = 0.75  # share of the lumen's surface that must be dense
+    reach_mm: float = 3.0  # how far outside the lumen the wall may begin: partial volume lies between
+    neck_mm: float = 2.0  # leaks narrower than twice this do not join the lumen to the lung
+    wall_mm: float = 4.0  # dense tissue this close to the lumen is its wall
+    min_ml: float = 0.3  # of lumen: a sphere of 8 mm
+    max_ml: float = 500.0
+    compact: float = 0.08  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
+
+    def __post_init__(self) -> None:
+        if self.air_hu >= self.dense_hu:
+            raise ValueError(f"cavity.air_hu {self.air_hu} must lie below cavity.dense_hu {self.dense_hu}")
+        if not (0 < self.shell <= 1 and 0 <= self.compact <= 1):
+            raise ValueError(
+                f"cavity.shell {self.shell} and cavity.compact {self.compact} are shares, 0 to 1"
+            )
+        if min(self.smooth_mm, self.reach_mm, self.neck_mm, self.wall_mm) < 0:
+            raise ValueError("cavity.smooth_mm, reach_mm, neck_mm and wall_mm must not be below 0")
+        if not 0 < self.min_ml < self.max_ml:
+            raise ValueError(f"cavity.min_ml {self.min_ml} must lie between 0 and max_ml {self.max_ml}")
+
+
+def find_cavities(
+    hu: np.ndarray, lungs: np.ndarray, airways: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+) -> np.ndarray:
+    """Mark every hole in dense lung tissue, with its wall; bullae, emphysema and bronchi stay out.
+
+    hu, lungs, airways: (z, y, x), density in HU and masks. Returns a bool mask (z, y, x): lumen and wall, inside
+    the lungs. Components of air are judged one at a time in their own box, so memory stays that of a few masks.
+    """
+    found = np.zeros(hu.shape, dtype=bool)
+    box = lung_box(lungs)
+    if box is None:
+        return found
+    hu, airways = hu[box], np.asarray(airways[box], dtype=bool)
+    inside = np.asarray(lungs[box], dtype=bool) & ~airways
+    air = _air(hu, inside, spacing_mm, config)
+    for lumen, near in _lumens(air, spacing_mm, config):
+        if _joins(lumen, airways[near]) or not _is_compact(lumen, spacing_mm, config):
+            continue
+        dense = hu[near] > config.dense_hu
+        if enclosed_share(lumen, dense, spacing_mm, config.reach_mm) >= config.shell:
+            found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
+    return found
+
+
+def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing, reach_mm: float) -> float:
+    """Share of a lumen's shell (the voxels that touch it) that has dense tissue within reach, 0 to 1.
+
+    lumen, dense: bool (z, y, x). A shell voxel itself mixes air and wall, hence the reach; the lumen may not
+    touch the border of the array, beyond which nothing is known.
+    """
+    shell = ndimage.binary_dilation(lumen, ndimage.generate_binary_structure(3, 1)) & ~lumen
+    if not (dense.any() and shell.any()):
+        return 0.0
+    return float((_away_mm(dense, spacing_mm)[shell] <= max(reach_mm, *spacing_mm)).mean())
+
+
+def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> np.ndarray:
+    sigma = [config.smooth_mm / mm for mm in spacing_mm]
+    return (ndimage.gaussian_filter(hu.astype(np.float32), sigma) < config.air_hu) & inside
+
+
+def _lumens(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterator[tuple[np.ndarray, Box]]:
+    """Each body of air of a cavity's size: its mask in a box of its own, with room for the wall, and that box.
+
+    Necks are cut by eroding the air; what is left is grown back, within the air, by as much.
+    """
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    width = [2 * round(config.neck_mm / mm) + 1 for mm in spacing_mm]
+    cores = ndimage.minimum_filter(air.view(np.uint8), width, mode="constant").view(bool)
+    labels = cc3d.connected_components(cores, connectivity=6)
+    stats = cc3d.statistics(labels, no_slice_conversion=False)
+    room = [
+        int(np.ceil((config.wall_mm + max(config.reach_mm, *spacing_mm) + config.neck_mm) / mm)) + 1
+        for mm in spacing_mm
+    ]
+    for label in range(1, int(labels.max()) + 1):
+        # A core is never larger than its lumen, and rarely less than a twentieth of it.
+        if not config.min_ml / 20 <= stats["voxel_counts"][label] * voxel_ml <= config.max_ml:
+            continue
+        bounds = stats["bounding_boxes"][label]
+        near = tuple(
+            slice(max(0, s.start - r), min(size, s.stop + r))
+            for s, r, size in zip(bounds, room, air.shape, strict=True)
+        )
+        core = (labels[near] == label).view(np.uint8)
+        lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[near]
+        if config.min_ml <= lumen.sum() * voxel_ml <= config.max_ml:
+            yield lumen, near
+
+
+def _joins(lumen: np.ndarray, airways: np.ndarray) -> bool:
+    """Whether the lumen touches the airway tree, corner to corner included."""
+    return bool((ndimage.binary_dilation(lumen, np.ones((3, 3, 3))) & airways).any())
+
+
+def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:
+    radius_mm = ndimage.distance_transform_edt(np.pad(lumen, 1), sampling=spacing_mm).max()
+    sphere_ml = 4 / 3 * np.pi * radius_mm**3 / 1000
+    return bool(sphere_ml >= config.compact * lumen.sum() * np.prod(spacing_mm) / 1000)
+
+
+def _with_wall(
+    lumen: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+) -> np.ndarray:
+    """The lumen out to where density is halfway to its wall, and the dense tissue that hangs on to it."""
+    reach_mm = max(config.reach_mm, *spacing_mm)
+    halfway_hu = (config.air_hu + config.dense_hu) / 2
+    mixed = inside & (hu < halfway_hu) & (_away_mm(lumen, spacing_mm) <= reach_mm)
+    lumen = _joined_to(lumen, lumen | mixed)
+    wall = inside & (hu >= halfway_hu) & (_away_mm(lumen, spacing_mm) <= config.wall_mm)
+    return _joined_to(lumen, lumen | wall)
+
+
+def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The pieces of `mask` that hold a voxel of `seed`."""
+    pieces = cc3d.connected_components(mask, connectivity=6)
+    return np.isin(pieces, np.unique(pieces[seed]))
+
+
+def _away_mm(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+    """How far each voxel lies from the mask."""
+    return ndimage.distance_transform_edt(~mask, sampling=spacing_mm)

@@ -1,0 +1,133 @@
+"""Enclosure: a cavity is air behind a dense wall, and neither a bulla nor a bronchus."""
+
+import numpy as np
+import pytest
+
+from diffseglung.cavity import CavityConfig, enclosed_share, find_cavities
+
+SPACING = (2.0, 2.0, 2.0)
+CENTRE_MM = (60.0, 60.0, 60.0)
+
+
+def lung(spacing_mm=SPACING, size_mm=120.0, noise_hu=25.0):
+    """A block of lung at -830 HU, its mask one voxel inside, and the distance of each voxel to the centre in mm."""
+    shape = tuple(round(size_mm / mm) for mm in spacing_mm)
+    hu = np.random.default_rng(0).normal(-830, noise_hu, shape)
+    lungs = np.zeros(shape, bool)
+    lungs[1:-1, 1:-1, 1:-1] = True
+    grid = np.indices(shape) * np.reshape(spacing_mm, (3, 1, 1, 1)) - np.reshape(CENTRE_MM, (3, 1, 1, 1))
+    return hu, lungs, grid
+
+
+def radius(grid):
+    return np.sqrt((grid**2).sum(axis=0))
+
+
+def dice(a, b):
+    return 2 * (a & b).sum() / (a.sum() + b.sum())
+
+
+@pytest.mark.parametrize("spacing_mm", [SPACING, (2.5, 1.0, 1.0), (5.0, 1.5, 1.5)])
+def test_a_hole_behind_a_wall_is_found_with_its_wall(spacing_mm):
+    hu, lungs, grid = lung(spacing_mm)
+    r = radius(grid)
+    hu[r < 16] = 0
+    hu[r < 12] = -980
+    cavity = find_cavities(hu, lungs, np.zeros_like(lungs), spacing_mm, CavityConfig())
+    assert dice(cavity, r < 16) > 0.9
+
+
+def test_healthy_lung_inside_the_mask_holds_no_cavity():
+    hu, lungs, _ = lung()
+    hu[:] -= 30  # at -860 HU all of it is "air"
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_an_emphysema_hole_is_no_cavity():
+    hu, lungs, grid = lung()
+    hu[radius(grid) < 14] = -980
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_a_bulla_at_the_chest_wall_is_no_cavity():
+    """Half of its surface is chest wall, half is lung."""
+    hu, lungs, grid = lung()
+    lungs[:, :, 30:] = False
+    hu[:, :, 30:] = 40
+    hu[(radius(grid) < 14) & lungs] = -980
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_a_bronchus_in_dense_lung_is_no_cavity_whether_the_airway_tree_knows_it_or_not():
+    hu, lungs, grid = lung()
+    across = np.hypot(grid[1], grid[2])
+    hu[across < 14] = 0
+    tube = (across < 4) & (np.abs(grid[0]) < 50)
+    hu[tube] = -990
+    unknown = np.zeros_like(lungs)
+    assert not find_cavities(hu, lungs, unknown, SPACING, CavityConfig()).any()
+    half_known = tube & (grid[0] < 0)
+    hu[radius(grid) < 10] = -990  # bulging, so that shape alone would let it pass
+    assert find_cavities(hu, lungs, unknown, SPACING, CavityConfig(compact=0.0)).any()
+    assert not find_cavities(hu, lungs, half_known, SPACING, CavityConfig(compact=0.0)).any()
+
+
+def test_a_pinhole_in_the_wall_does_not_let_the_cavity_go():
+    hu, lungs, grid = lung()
+    hu[:] -= 40
+    r = radius(grid)
+    hu[r < 17] = 0
+    hole = (np.hypot(grid[1], grid[2]) < 1.5) & (grid[0] > 0) & (r < 17)
+    hu[(r < 12) | hole] = -980
+    cavity = find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig())
+    assert dice(cavity, r < 17) > 0.85
+
+
+def test_a_wall_that_is_mostly_missing_lets_the_cavity_go():
+    hu, lungs, grid = lung()
+    hu[:] -= 40
+    r = radius(grid)
+    hu[(r < 16) & (grid[0] < 4)] = 0
+    hu[r < 12] = -980
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_a_small_bubble_in_consolidation_is_below_the_stated_volume():
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[r < 20] = 0
+    hu[r < 4] = -980  # 0.27 ml
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+    hu[r < 7] = -980  # 1.4 ml
+    assert find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_a_cavity_in_consolidation_takes_only_its_own_wall():
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[r < 40] = 0
+    hu[r < 12] = -980
+    cavity = find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig())
+    assert cavity[r < 12].all()
+    assert not cavity[r > 12 + CavityConfig().wall_mm + 2].any()
+
+
+def test_enclosed_share_of_a_half_walled_sphere_is_a_half():
+    _, _, grid = lung((1.0, 1.0, 1.0), 120.0)
+    r = radius(grid)
+    dense = (r >= 20) & (r < 24) & (grid[0] < 0)
+    assert enclosed_share(r < 20, dense, (1.0, 1.0, 1.0), 2.0) == pytest.approx(0.5, abs=0.06)
+
+
+def test_no_lung_no_cavity():
+    hu, lungs, _ = lung()
+    assert not find_cavities(hu, np.zeros_like(lungs), np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [({"air_hu": -200.0}, "below cavity.dense_hu"), ({"shell": 1.5}, "shares"), ({"min_ml": 0.0}, "min_ml")],
+)
+def test_settings_without_meaning_are_refused_in_words(settings, words):
+    with pytest.raises(ValueError, match=words):
+        CavityConfig(**settings)
