@@ -130,7 +130,7 @@ def _with_wall(
     halfway_hu = (config.air_hu + config.dense_hu) / 2
     mixed = inside & (hu < halfway_hu) & (_away_mm(lumen, spacing_mm) <= reach_mm)
     lumen = _joined_to(lumen, lumen | mixed)
-    wall = inside & (hu >= halfway_hu) & (_away_mm(lumen, spacing_mm) <= config.wall_mm)
+    wall = inside & (hu >= halfway_hu) & (_away_mm(lumen, spacing_mm) <= max(config.wall_mm, *spacing_mm))
     return _joined_to(lumen, lumen | wall)
 
 
