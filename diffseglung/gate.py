@@ -103,10 +103,9 @@ def _check_values(values: np.ndarray, config: VolumeConfig) -> None:
         )
     aerated = (values > AERATED_HU[0]) & (values < AERATED_HU[1]) & (values != FILLER_HU)
     if aerated.mean() < config.min_aerated:
-        # Fillers lie under the range; what is left starts with the air.
-        darkest = (
-            float(np.percentile(values[values > AERATED_HU[0]], 1)) if high > AERATED_HU[0] else float(high)
-        )
+        # Without the fillers, what is left starts with the air.
+        inside = values[(values > AERATED_HU[0]) & (values != FILLER_HU)]
+        darkest = float(np.percentile(inside, 1)) if inside.size else float(high)
         raise UnreadableScan(
             f"it holds no air: its values run from {low:g} to {high:g} and the darkest lie near "
             f"{darkest:.0f}, where air should lie near {AIR_HU} HU{_shift_in_words(darkest - AIR_HU)}"

@@ -8,6 +8,7 @@ how the file had it, so that results go out on the input's own grid, voxel for v
 import gzip
 import hashlib
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from diffseglung.dicom import is_dicom, read_stack
 from diffseglung.gate import FILLER_HU, UnreadableScan, VolumeConfig, as_hu, check_grid
 from diffseglung.grid import (
     Flips,
@@ -33,14 +35,17 @@ from diffseglung.grid import (
     respaced_grid,
     restore,
 )
+from diffseglung.scans import KINDS, ScanPath, file_suffix, find_scans
 
 __all__ = [
     "Grid",
+    "ScanPath",
     "Source",
     "UnreadableScan",
     "Volume",
     "VolumeConfig",
     "crop_grid",
+    "find_scans",
     "read_labels",
     "read_volume",
     "resample",
@@ -52,16 +57,9 @@ __all__ = [
     "written_whole",
 ]
 
-KINDS: dict[str, str] = {
-    ".nii": "nifti",
-    ".nii.gz": "nifti",
-    ".nrrd": "nrrd",
-    ".nhdr": "nrrd",
-    ".mha": "metaimage",
-    ".mhd": "metaimage",
-}
 # NIfTI speaks RAS, the project LPS: x and y change sign.
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+NIFTI2_BYTES = 540
 # What a NIfTI header says about place. Everything else, free text included, stays behind.
 NIFTI_GEOMETRY = (
     *("pixdim", "xyzt_units", "qform_code", "sform_code"),
@@ -143,26 +141,52 @@ class Volume:
 def read_volume(
     path: str | os.PathLike[str], *, series: str | None = None, config: VolumeConfig | None = None
 ) -> Volume:
-    """Read a chest CT: a NIfTI, NRRD or MetaImage file.
+    """Read a chest CT: a NIfTI, NRRD or MetaImage file, a folder of DICOM slices, or one of the slices.
 
-    Raises `UnreadableScan` with the reason in words.
+    `series` is the SeriesInstanceUID to read where a folder holds several; without it the largest that passes
+    every check is read, and a note says so. Raises `UnreadableScan` with the reason in words.
     """
     path, config = Path(path), config or VolumeConfig()
     try:
         if not path.exists():
             raise UnreadableScan("there is no such file or folder")
+        if path.is_dir() or (file_suffix(path) not in KINDS and is_dicom(path)):
+            return _read_dicom(path, series, config)
         stored, grid, header, notes = _read_file(path)
         check_grid(grid, config)
         hu = as_hu(stored, config)
     except UnreadableScan as refusal:
         raise UnreadableScan(f"{path}: {refusal}") from refusal.__cause__
+    kind = KINDS[file_suffix(path)]
     order, flips = canonical_axes(grid)
+    source = Source(kind, str(path), grid, order, flips, _sha256(path), notes=notes, nifti_header=header)
+    return _canonical(hu, source)
+
+
+def _read_dicom(path: Path, series: str | None, config: VolumeConfig) -> Volume:
+    stack = read_stack(path, series, config)
+    files = tuple(str(one.file) for one in stack.slices)
+    order, flips = canonical_axes(stack.grid)
+    # The hash of the slices as a set: renaming or shuffling the files does not make another scan.
+    hashes = "".join(sorted(_sha256(Path(file)) for file in set(files)))
     source = Source(
-        KINDS[_suffix(path)], str(path), grid, order, flips, _sha256(path), notes=notes, nifti_header=header
+        kind="dicom",
+        path=str(path),
+        grid=stack.grid,
+        order=order,
+        flips=flips,
+        sha256=hashlib.sha256(hashes.encode()).hexdigest(),
+        series_uid=stack.series_uid,
+        files=files,
+        frames=tuple(one.frame for one in stack.slices),
+        notes=stack.notes,
     )
-    return Volume(
-        np.ascontiguousarray(source.to_canonical(hu)), canonical_grid(grid, order, flips).affine, source
-    )
+    return _canonical(stack.hu, source)
+
+
+def _canonical(hu: np.ndarray, source: Source) -> Volume:
+    affine = canonical_grid(source.grid, source.order, source.flips).affine
+    return Volume(np.ascontiguousarray(source.to_canonical(hu)), affine, source)
 
 
 def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
@@ -211,7 +235,7 @@ def write_map(path: str | os.PathLike[str], array: np.ndarray, volume: Volume) -
     if array.ndim == 3:
         _write(Path(path), _as_stored(array, volume), volume.source)
         return
-    if array.ndim != 4 or KINDS.get(_suffix(Path(path))) != "nifti":
+    if array.ndim != 4 or KINDS.get(file_suffix(Path(path))) != "nifti":
         raise ValueError(
             f"{path}: several maps need a (c, z, y, x) array and a NIfTI name, not {array.shape}"
         )
@@ -246,14 +270,9 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    return next((suffix for suffix in KINDS if name.endswith(suffix)), path.suffix.lower())
-
-
 def _read_file(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     """Stored values (slowest axis first), their grid, the NIfTI header if it is one, and notes."""
-    kind = KINDS.get(_suffix(path))
+    kind = KINDS.get(file_suffix(path))
     if kind is None:
         raise UnreadableScan(
             f"the file type is not known; it must end in one of {', '.join(KINDS)} or be DICOM"
@@ -323,8 +342,16 @@ def _check_dimensions(values: np.ndarray) -> None:
 
 
 def _sha256(path: Path) -> str:
+    """The hash of a file's bytes; a bare `.mhd` or `.nhdr` header is hashed with its data file."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        own = hashlib.file_digest(file, "sha256").hexdigest()
+    if file_suffix(path) not in (".mhd", ".nhdr"):
+        return own
+    data = re.search(rb"(?im)^(?:ElementDataFile *=|data ?file *:) *(.+?)\s*$", path.read_bytes())
+    beside = path.parent / data[1].decode(errors="replace") if data else path
+    if beside == path or not beside.is_file():
+        return own
+    return hashlib.sha256((own + _sha256(beside)).encode()).hexdigest()
 
 
 def _as_stored(array: np.ndarray, volume: Volume) -> np.ndarray:
@@ -339,7 +366,7 @@ def _as_stored(array: np.ndarray, volume: Volume) -> np.ndarray:
 
 
 def _write(path: Path, stored: np.ndarray, source: Source) -> None:
-    kind = KINDS.get(_suffix(path))
+    kind = KINDS.get(file_suffix(path))
     if kind is None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(KINDS)}")
     with written_whole(path) as beside:
@@ -359,12 +386,13 @@ def _nifti_image(stored: np.ndarray, source: Source) -> nib.Nifti1Image:
         image.set_qform(image.affine, code=1)
         image.set_sform(image.affine, code=1)
         return image
-    given = nib.Nifti1Header(source.nifti_header)
-    header = nib.Nifti1Header()
+    # With the fields copied, codes included, every viewer lays the result over the scan, whatever its rules.
+    kind = nib.Nifti2Image if len(source.nifti_header) == NIFTI2_BYTES else nib.Nifti1Image
+    given, header = kind.header_class(source.nifti_header), kind.header_class()
     for name in NIFTI_GEOMETRY:
         header[name] = given[name]
     header.set_data_dtype(values.dtype)
-    return nib.Nifti1Image(values, None, header)
+    return kind(values, None, header)
 
 
 def _itk_image(stored: np.ndarray, grid: Grid) -> sitk.Image:

@@ -1,0 +1,160 @@
+"""What a folder holds that could be a chest CT: one entry a file or DICOM series, no masks."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffseglung.dicom import Series, is_dicom, series_among
+
+KINDS: dict[str, str] = {
+    ".nii": "nifti",
+    ".nii.gz": "nifti",
+    ".nrrd": "nrrd",
+    ".nhdr": "nrrd",
+    ".mha": "metaimage",
+    ".mhd": "metaimage",
+}
+COMPANIONS = re.compile(r"(.+)_(lungs?|tumou?r|truth|seg|segmentation|masks?|labels?)")
+COMPANION_FOLDERS = ("truth", "lungs", "masks", "labels", "segmentations")
+# What this program writes for a case; a cohort may hold the results of an earlier run.
+OWN_RESULTS = ("segmentation", "anatomy", "probabilities")
+NOT_DICOM = (
+    ".json",
+    ".csv",
+    ".txt",
+    ".md",
+    ".html",
+    ".png",
+    ".jpg",
+    ".parquet",
+    ".yaml",
+    ".log",
+    ".gz",
+    ".zip",
+    ".raw",
+)
+# Scouts, bolus tracking and dose pages run to a few images beside the scan itself.
+FEW_SLICES = 12
+
+
+@dataclass(frozen=True, slots=True)
+class ScanPath:
+    """One scan to read, by `read_volume(path, series=series_uid)`, and its name, unique in the cohort."""
+
+    path: Path
+    kind: str
+    series_uid: str | None
+    case_id: str
+
+
+def file_suffix(path: Path) -> str:
+    """`.nii.gz` for `a.b.nii.gz`; the last part for what is no image of ours."""
+    name = path.name.lower()
+    return next((suffix for suffix in KINDS if name.endswith(suffix)), path.suffix.lower())
+
+
+def find_scans(folder: str | os.PathLike[str]) -> list[ScanPath]:
+    """Every NIfTI, NRRD and MetaImage file and every DICOM series under a folder, sorted by case_id.
+
+    Left out: hidden files; `X_lungs`, `X_tumour`, `X_truth`, `X_seg`, `X_mask`, `X_labels` and the like
+    beside an image `X`; a file in a folder `truth`, `lungs`, `masks`, `labels` or `segmentations` whose name
+    a sibling folder has too; this program's own results. Of DICOM: localizers, series of other modalities
+    beside a CT, and series of fewer than 12 slices beside a longer one. A folder with nothing but damaged or
+    foreign DICOM is listed once, so that reading it says why. Links to folders are followed, each folder
+    once.
+
+    The case_id is the file's name without its suffix, or the DICOM folder's name, with the series number
+    where it holds several. Where names meet, the path under `folder` takes their place.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder")
+    found = [scan for here, files in _folders(root) for scan in _scans_in(here, files)]
+    return sorted(_with_unique_ids(found, root), key=lambda scan: scan.case_id)
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
+    """Every folder below, each once however it is linked, with its files; both sorted, nothing hidden."""
+    seen: set[tuple[int, int]] = set()
+    waiting = [root]
+    while waiting:
+        here = waiting.pop()
+        identity = here.stat()
+        if (identity.st_dev, identity.st_ino) in seen:
+            continue
+        seen.add((identity.st_dev, identity.st_ino))
+        entries = sorted(entry for entry in here.iterdir() if not entry.name.startswith("."))
+        waiting.extend(reversed([entry for entry in entries if entry.is_dir()]))
+        yield here, [entry for entry in entries if entry.is_file()]
+
+
+def _scans_in(here: Path, files: list[Path]) -> Iterator[ScanPath]:
+    images = [path for path in files if file_suffix(path) in KINDS]
+    stems = {_stem(path) for path in images}
+    for path in images:
+        if not _is_companion(path, stems):
+            yield ScanPath(path, KINDS[file_suffix(path)], None, _stem(path))
+    others = [path for path in files if path not in images and path.suffix.lower() not in NOT_DICOM]
+    dicom = [path for path in others if is_dicom(path)]
+    if dicom:
+        yield from _series_in(here, dicom)
+
+
+def _series_in(here: Path, files: list[Path]) -> Iterator[ScanPath]:
+    found, damaged = series_among(files)
+    series = [one for one in found if one.is_ct and one.modality == "CT"]
+    if not series:
+        if damaged or any(one.modality in ("MR", "PT", "CT") for one in found):
+            yield ScanPath(here, "dicom", None, here.resolve().name)
+        return
+    scans = [one for one in series if one.count >= FEW_SLICES] or series[:1]
+    for one in scans:
+        name = here.resolve().name
+        yield ScanPath(here, "dicom", one.uid, name if len(scans) == 1 else f"{name}-{_number(one, scans)}")
+
+
+def _number(one: Series, scans: list[Series]) -> str:
+    """The series number where it tells the series of a folder apart, else a count in the order of UIDs."""
+    if one.number and sum(other.number == one.number for other in scans) == 1:
+        return one.number
+    return str(1 + sorted(other.uid for other in scans).index(one.uid))
+
+
+def _is_companion(path: Path, stems: set[str]) -> bool:
+    stem = _stem(path)
+    owner = COMPANIONS.fullmatch(stem)
+    if (owner and owner[1] in stems) or stem in OWN_RESULTS:
+        return True
+    if path.parent.name.lower() not in COMPANION_FOLDERS:
+        return False
+    siblings = (
+        folder for folder in path.parent.parent.iterdir() if folder.name.lower() not in COMPANION_FOLDERS
+    )
+    return any((folder / path.name).exists() for folder in siblings)
+
+
+def _stem(path: Path) -> str:
+    return path.name[: -len(file_suffix(path))]
+
+
+def _with_unique_ids(found: list[ScanPath], root: Path) -> Iterator[ScanPath]:
+    """Names safe for files and URLs; where two meet, in any case, the path below the root, then a count."""
+    names = [_clean(scan.case_id) for scan in found]
+    shared = Counter(name.casefold() for name in names)
+    taken: set[str] = set()
+    for scan, name in sorted(zip(found, names, strict=True), key=lambda pair: (str(pair[0].path), pair[1])):
+        if shared[name.casefold()] > 1:
+            name = _clean("-".join((*scan.path.relative_to(root).parts[:-1], scan.case_id)))
+        count, unique = 1, name
+        while unique.casefold() in taken:
+            count += 1
+            unique = f"{name}-{count}"
+        taken.add(unique.casefold())
+        yield ScanPath(scan.path, scan.kind, scan.series_uid, unique)
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._") or "scan"
