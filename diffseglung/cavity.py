@@ -21,9 +21,10 @@ class CavityConfig:
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before that
     dense_hu: float = -300.0  # shell and wall: density above this
     shell: float = 0.75  # share of the lumen's surface that must be dense
-    reach_mm: float = 3.0  # how far outside the lumen the wall may begin: partial volume lies between
+    reach_mm: float = 3.0  # how far the smoothed air may lie inside the lumen's true border
+    joined: float = 0.03  # share of the lumen's surface above which it belongs to the airway tree
     neck_mm: float = 2.0  # leaks narrower than twice this do not join the lumen to the lung
-    wall_mm: float = 4.0  # dense tissue this close to the lumen is its wall
+    wall_mm: float = 8.0  # dense tissue this close to the lumen is its wall; thin walls end of themselves
     min_ml: float = 0.3  # of lumen: a sphere of 8 mm
     max_ml: float = 500.0
     compact: float = 0.08  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
@@ -47,7 +48,7 @@ def find_cavities(
     """Mark every hole in dense lung tissue, with its wall; bullae, emphysema and bronchi stay out.
 
     hu, lungs, airways: (z, y, x), density in HU and masks. Returns a bool mask (z, y, x): lumen and wall, inside
-    the lungs. Components of air are judged one at a time in their own box, so memory stays that of a few masks.
+    the lungs. Bodies of air are judged one at a time in their own box, so memory stays that of a few masks.
     """
     found = np.zeros(hu.shape, dtype=bool)
     box = lung_box(lungs)
@@ -55,26 +56,34 @@ def find_cavities(
         return found
     hu, airways = hu[box], np.asarray(airways[box], dtype=bool)
     inside = np.asarray(lungs[box], dtype=bool) & ~airways
-    air = _air(hu, inside, spacing_mm, config)
-    for lumen, near in _lumens(air, spacing_mm, config):
-        if _joins(lumen, airways[near]) or not _is_compact(lumen, spacing_mm, config):
+    for core, near in _cores(_air(hu, inside, spacing_mm, config), spacing_mm, config):
+        lumen = _fill(core, hu[near], inside[near], spacing_mm, config)
+        if not _is_compact(lumen, spacing_mm, config) or joined_share(lumen, airways[near]) > config.joined:
             continue
-        dense = hu[near] > config.dense_hu
-        if enclosed_share(lumen, dense, spacing_mm, config.reach_mm) >= config.shell:
+        if enclosed_share(lumen, hu[near] > config.dense_hu, spacing_mm) >= config.shell:
             found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
     return found
 
 
-def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing, reach_mm: float) -> float:
-    """Share of a lumen's shell (the voxels that touch it) that has dense tissue within reach, 0 to 1.
+def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing) -> float:
+    """Share of a lumen's shell (the voxels that touch it) that is dense or has dense tissue beside it, 0 to 1.
 
-    lumen, dense: bool (z, y, x). A shell voxel itself mixes air and wall, hence the reach; the lumen may not
-    touch the border of the array, beyond which nothing is known.
+    lumen, dense: bool (z, y, x). A shell voxel may mix air and wall, hence "beside".
     """
-    shell = ndimage.binary_dilation(lumen, ndimage.generate_binary_structure(3, 1)) & ~lumen
+    shell = _shell(lumen)
     if not (dense.any() and shell.any()):
         return 0.0
-    return float((_away_mm(dense, spacing_mm)[shell] <= max(reach_mm, *spacing_mm)).mean())
+    return float((_away_mm(dense, spacing_mm)[shell] <= max(spacing_mm)).mean())
+
+
+def joined_share(lumen: np.ndarray, airways: np.ndarray) -> float:
+    """Share of a lumen's shell that is airway, 0 to 1: a bronchus that drains a cavity is a small part of it."""
+    shell = _shell(lumen)
+    return float(airways[shell].mean()) if shell.any() else 0.0
+
+
+def _shell(lumen: np.ndarray) -> np.ndarray:
+    return ndimage.binary_dilation(lumen, ndimage.generate_binary_structure(3, 1)) & ~lumen
 
 
 def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> np.ndarray:
@@ -82,8 +91,8 @@ def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: Cavity
     return (ndimage.gaussian_filter(hu.astype(np.float32), sigma) < config.air_hu) & inside
 
 
-def _lumens(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterator[tuple[np.ndarray, Box]]:
-    """Each body of air of a cavity's size: its mask in a box of its own, with room for the wall, and that box.
+def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterator[tuple[np.ndarray, Box]]:
+    """The inside of each body of air of a cavity's size, in a box with room for the wall, and that box.
 
     Necks are cut by eroding the air; what is left is grown back, within the air, by as much.
     """
@@ -111,27 +120,28 @@ def _lumens(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Itera
             yield lumen, near
 
 
-def _joins(lumen: np.ndarray, airways: np.ndarray) -> bool:
-    """Whether the lumen touches the airway tree, corner to corner included."""
-    return bool((ndimage.binary_dilation(lumen, np.ones((3, 3, 3))) & airways).any())
-
-
 def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:
     radius_mm = ndimage.distance_transform_edt(np.pad(lumen, 1), sampling=spacing_mm).max()
     sphere_ml = 4 / 3 * np.pi * radius_mm**3 / 1000
     return bool(sphere_ml >= config.compact * lumen.sum() * np.prod(spacing_mm) / 1000)
 
 
+def _fill(
+    core: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+) -> np.ndarray:
+    """The lumen: its core, out to where density is halfway to the wall's but no further than `reach_mm`."""
+    halfway_hu = (config.air_hu + config.dense_hu) / 2
+    near = _away_mm(core, spacing_mm) <= max(config.reach_mm, *spacing_mm)
+    return _joined_to(core, core | (inside & near & (hu < halfway_hu)))
+
+
 def _with_wall(
     lumen: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
 ) -> np.ndarray:
-    """The lumen out to where density is halfway to its wall, and the dense tissue that hangs on to it."""
-    reach_mm = max(config.reach_mm, *spacing_mm)
-    halfway_hu = (config.air_hu + config.dense_hu) / 2
-    mixed = inside & (hu < halfway_hu) & (_away_mm(lumen, spacing_mm) <= reach_mm)
-    lumen = _joined_to(lumen, lumen | mixed)
-    wall = inside & (hu >= halfway_hu) & (_away_mm(lumen, spacing_mm) <= max(config.wall_mm, *spacing_mm))
-    return _joined_to(lumen, lumen | wall)
+    """The lumen, the mixed voxels around it, and the dense tissue that hangs on to them."""
+    away_mm = _away_mm(lumen, spacing_mm)
+    wall = (hu > config.dense_hu) & (away_mm <= max(config.wall_mm, *spacing_mm))
+    return _joined_to(lumen, lumen | (inside & (wall | (away_mm <= min(spacing_mm)))))
 
 
 def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -116,7 +116,7 @@ def test_enclosed_share_of_a_half_walled_sphere_is_a_half():
     _, _, grid = lung((1.0, 1.0, 1.0), 120.0)
     r = radius(grid)
     dense = (r >= 20) & (r < 24) & (grid[0] < 0)
-    assert enclosed_share(r < 20, dense, (1.0, 1.0, 1.0), 2.0) == pytest.approx(0.5, abs=0.06)
+    assert enclosed_share(r < 20, dense, (1.0, 1.0, 1.0)) == pytest.approx(0.5, abs=0.06)
 
 
 def test_no_lung_no_cavity():
