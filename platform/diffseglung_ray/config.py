@@ -97,7 +97,10 @@ def load_config(recipe_name: str, file: Path | str | None = None, sets: list[str
     """The recipe, then what the YAML file changes, then each `section.key=value`. Errors: WrongArgument."""
     if recipe_name not in RECIPES:
         raise WrongArgument(f"no recipe {recipe_name!r}{_closest(recipe_name, list(RECIPES))}")
-    base = recipe(recipe_name)
+    return _changed(recipe(recipe_name), file, sets)
+
+
+def _changed(base: Config, file: Path | str | None, sets: list[str] | None) -> RunConfig:
     config = RunConfig(**{f.name: getattr(base, f.name) for f in fields(Config)})
     changes = _read_yaml(Path(file)) if file else {}
     for assignment in sets or []:
@@ -115,7 +118,7 @@ def apply_changes(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the config"
         problem = first["msg"].removeprefix("Value error, ")
-        raise WrongArgument(f"{where}: {problem}") from error
+        raise WrongArgument(problem if problem.startswith(where) else f"{where}: {problem}") from error
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, path: str) -> None:
@@ -124,6 +127,9 @@ def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, path: 
     for key, value in changes.items():
         name = f"{path}{key}"
         if key not in known:
+            while isinstance(value, dict) and value:
+                inside, value = next(iter(value.items()))
+                name += f".{inside}"
             raise WrongArgument(f"{name} is not a setting{_closest_setting(name, known, path)}")
         inner = getattr(section, key)
         if not is_dataclass(inner):
@@ -138,7 +144,7 @@ def _merge(values: dict[str, Any], changes: dict[str, Any], section: Any, path: 
 def _closest_setting(name: str, known: list[str], path: str) -> str:
     every = list(_setting_names(load_config(next(iter(RECIPES)))))
     same_last_part = [full for full in every if full.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]]
-    near = difflib.get_close_matches(name, every, 1) or same_last_part[:1]
+    near = difflib.get_close_matches(name, every, 1, cutoff=0.8) or same_last_part[:1]
     if near:
         return f"; did you mean {near[0]}?"
     return f"; {'the settings of ' + path[:-1] if path else 'the sections'} are {', '.join(known)}"
@@ -200,10 +206,14 @@ class JobParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (--help shows every argument)\n")
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """The three arguments that every job shares; `config_from(args)` reads them."""
+def add_config_arguments(parser: argparse.ArgumentParser, *, of_model: bool = False) -> None:
+    """The three arguments of every job, for `config_from` or, with `of_model`, `config_of_model`."""
     group = parser.add_argument_group("settings")
-    group.add_argument("--recipe", default="demo", metavar="NAME", help=f"one of {', '.join(RECIPES)} (demo)")
+    names = f"one of {', '.join(RECIPES)}"
+    group.add_argument(
+        "--recipe", metavar="NAME", default=None if of_model else "demo",
+        help=f"{names} (that of the model, and no other)" if of_model else f"{names} (demo)",
+    )  # fmt: skip
     group.add_argument("--config", type=Path, metavar="FILE.yaml", help="settings that change the recipe")
     group.add_argument(
         "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE",
@@ -214,6 +224,26 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 def config_from(args: argparse.Namespace) -> RunConfig:
     """The config that the arguments of `add_config_arguments` describe."""
     return load_config(args.recipe, args.config, args.sets)
+
+
+def config_of_model(args: argparse.Namespace, own: Config) -> RunConfig:
+    """The settings that a model brings, with what the arguments change. Errors: WrongArgument."""
+    if args.recipe not in (None, own.name):
+        raise WrongArgument(
+            f"--recipe {args.recipe}: this model was trained with recipe {own.name}; leave it out"
+        )
+    return _changed(own, args.config, args.sets)
+
+
+def share(text: str) -> float:
+    """An argument that is a fraction from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
+    return value
 
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:

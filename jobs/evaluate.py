@@ -1,0 +1,33 @@
+"""Measure models and baselines against the truth of a cohort: Dice and surface distance of each tissue.
+
+examples:
+  python jobs/evaluate.py --cohort phantoms/manifest.csv --out scores --model demo/model
+  python jobs/evaluate.py --cohort study.csv --out scores --model models:/diffseglung/3 --model other/model
+
+The cohort is a manifest with a column `truth`: label maps as in segmentation.nii.gz. Without --model only
+the baselines are measured. Each model is measured in every mode of its mixture, the published one among them.
+"""
+
+from functools import partial
+
+from diffseglung_ray.config import JobParser, add_config_arguments, config_of_model, run_job, share
+
+
+def main() -> None:
+    """Parse, then evaluate."""
+    parser = JobParser(__doc__)
+    parser.add_argument("--cohort", required=True, help="manifest with columns case_id, image, truth")
+    parser.add_argument("--out", required=True, help="folder or URI for the scores")
+    parser.add_argument(
+        "--model", action="append", default=[], dest="models", help="a model; may be given again"
+    )
+    parser.add_argument("--max-failed", type=share, default=0.1, help="share of cases that may fail (0.1)")
+    add_config_arguments(parser, of_model=True)
+    args = parser.parse_args()
+    from diffseglung_ray.evaluation import evaluate_cohort
+
+    evaluate_cohort(args.cohort, args.out, args.models, partial(config_of_model, args), args.max_failed)
+
+
+if __name__ == "__main__":
+    run_job(main)

@@ -1,0 +1,132 @@
+"""One case on a worker: whatever happens to it becomes a row with a reason, and the job goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from diffseglung_ray.cluster import Workers
+from diffseglung_ray.cohort import Case
+from diffseglung_ray.config import UserError
+from diffseglung_ray.progress import progress
+from diffseglung_ray.storage import Store
+
+Row = dict[str, Any]
+# A worker that dies (killed for memory, or a crash in a decoder) is started anew by Ray, for ever. After so
+# many deaths on the same case, the case is the reason.
+MOST_DEATHS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """How often this run has begun each case: what is left of an attempt that took its worker down."""
+
+    store: Store
+    run: str
+
+    def guarded(self, case_id: str, work: Callable[[], Row]) -> Row:
+        """The row that `work` gives, or a failed one that says why there is none."""
+        began = time.perf_counter()
+        name = f".attempts/{self.run}/{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
+        deaths = int(self.store.read(name) or 0)
+        if deaths >= MOST_DEATHS:
+            self.store.remove(name)
+            return failed(
+                case_id,
+                f"the worker on this case died {deaths} times, most likely for want of memory: give each "
+                "more with resources.memory_gb_per_worker, or run fewer with resources.workers",
+            )
+        self.store.write(name, str(deaths + 1))
+        try:
+            row = work()
+        except Exception as error:
+            row = failed(case_id, in_words(error))
+        self.store.remove(name)
+        return {"seconds": time.perf_counter() - began} | row
+
+    def forget(self) -> None:
+        """Once the run is over, nothing of it need be remembered."""
+        self.store.remove(f".attempts/{self.run}")
+        if not self.store.names(".attempts"):
+            self.store.remove(".attempts")
+
+
+def failed(case_id: str, reason: str) -> Row:
+    """The row of a case that could not be done."""
+    return {"case_id": case_id, "status": "failed", "reason": reason}
+
+
+def in_words(error: Exception) -> str:
+    """One line for the table. An error that is not about the scan also says where in the program it arose."""
+    said = " ".join(str(error).split())
+    if isinstance(error, ValueError | OSError) and said:
+        return said
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "the memory of the worker does not hold this scan; run fewer at once with resources.workers"
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    where = f"{Path(at.filename).name}:{at.lineno}"
+    return f"an error in the program, not in the scan: {type(error).__name__}: {said} ({where})"
+
+
+def map_cases(
+    worker: type, arguments: tuple[Any, ...], cases: list[Case], workers: Workers, label: str
+) -> Iterator[Row]:
+    """The rows that actors of class `worker` give for the cases, as they are done, in any order.
+
+    An actor takes one case at a time, as {column: [value]}, and gives a table of one row. Only names travel
+    through the plan: actors read the voxels themselves.
+    """
+    if not cases:
+        return
+    # A pool of fixed size: on an autoscaling cluster a growing pool of GPU actors stays at one.
+    pool = ActorPoolStrategy(
+        size=min(workers.count, len(cases)), max_tasks_in_flight_per_actor=2, max_concurrent_calls_per_actor=1
+    )
+    rows = ray.data.from_items([case.row() for case in cases], override_num_blocks=len(cases)).map_batches(
+        worker,
+        fn_constructor_args=arguments,
+        batch_size=1,
+        batch_format="numpy",
+        compute=pool,
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
+        memory=workers.memory_bytes,
+    )
+    yield from progress(rows.iter_rows(), len(cases), label)
+
+
+def only_case(batch: dict[str, Any]) -> Row:
+    """The single case of a batch."""
+    (row,) = pa.table({name: list(column) for name, column in batch.items()}).to_pylist()
+    return row
+
+
+def use_threads(count: int) -> None:
+    """As many threads as the worker has CPUs, so that workers on one machine do not slow each other."""
+    torch.set_num_threads(count)
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+
+
+def report_failures(rows: list[Row], max_failed: float, table: str) -> None:
+    """Say which cases failed. Errors: UserError where they are more than the share `max_failed`."""
+    bad = sorted((row for row in rows if row["status"] == "failed"), key=lambda row: row["case_id"])
+    for row in bad[:10]:
+        print(f"failed: {row['case_id']}: {row['reason']}")
+    if len(bad) > 10:
+        print(f"and {len(bad) - 10} more: see {table}")
+    if len(bad) > max_failed * len(rows):
+        raise UserError(
+            f"{len(bad)} of {len(rows)} cases failed, more than --max-failed {max_failed:g} allows; "
+            f"the reasons are in {table}"
+        )
