@@ -1,0 +1,92 @@
+"""From a trained student to its mixture: a bounded sample of cells, gathered over the cluster, fitted on the driver."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy
+
+from diffseglung.config import Config
+from diffseglung.features import FeatureConfig, sample_cells, width
+from diffseglung.mixture import Mixture, fit_mixture
+from diffseglung.patches import seed_of
+from diffseglung.schemas import cells_schema
+from diffseglung.student import Student
+from diffseglung.teacher import Standardiser
+from diffseglung_ray.cluster import Workers
+from diffseglung_ray.workspace import Workspace
+
+MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published network
+PATCHES_A_BATCH = 16
+COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "roughness")
+
+
+def fit(
+    student: Student, standardiser: Standardiser, config: Config, workspace: Workspace, workers: Workers
+) -> Mixture:
+    """Fit the mixture on cells drawn from all cases of a workspace. Errors: ValueError where there are too few."""
+    cells = gather_cells(student, config.features, workspace, workers)
+    return fit_mixture(cells, config.mixture, config.tissue, standardiser)
+
+
+def gather_cells(
+    student: Student, features: FeatureConfig, workspace: Workspace, workers: Workers
+) -> pa.Table:
+    """At most about `MOST_CELLS` cells with their features, in no particular order.
+
+    Which cells depends on the patches and the seed, not on how many workers there are.
+    """
+    share = min(1.0, MOST_CELLS / (workspace.patches * features.cells_per_patch))
+    sampled = workspace.read(COLUMNS).map_batches(
+        CellSampler,
+        fn_constructor_args=(ray.put(student.cpu()), features, share),
+        batch_size=PATCHES_A_BATCH,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=workers.count),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus,
+    )
+    schema = cells_schema(width(student, features))
+    parts = [
+        as_schema(part, schema) for part in sampled.iter_batches(batch_size=None, batch_format="pyarrow")
+    ]
+    return pa.concat_tables(parts).combine_chunks()
+
+
+class CellSampler:
+    """An actor that holds the student and turns patches into a sample of their cells."""
+
+    def __init__(self, student: ray.ObjectRef, features: FeatureConfig, share: float) -> None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.student = ray.get(student).to(device).eval()
+        self.features, self.share = features, share
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+        """Cells of the patches that the seed picks from this batch."""
+        drawn = np.array(
+            [
+                self._draw(*corner) < self.share
+                for corner in zip(*(batch[k] for k in COLUMNS[:4]), strict=True)
+            ]
+        )
+        return sample_cells(
+            self.student, {name: column[drawn] for name, column in batch.items()}, self.features
+        )
+
+    def _draw(self, case_id: str, z: int, y: int, x: int) -> float:
+        return seed_of(self.features.seed, f"share/{case_id}/{z},{y},{x}") / 2**64
+
+
+def as_schema(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """Ray hands tensor columns back under its own type; the same numbers under ours."""
+    columns = []
+    for field in schema:
+        column = table[field.name].combine_chunks()
+        if isinstance(field.type, pa.FixedShapeTensorType) and column.type != field.type:
+            column = pa.FixedShapeTensorArray.from_numpy_ndarray(
+                np.ascontiguousarray(column.to_numpy_ndarray())
+            )
+        columns.append(column)
+    return pa.Table.from_arrays(columns, schema=schema)

@@ -1,0 +1,372 @@
+"""Ray Train drives `diffseglung.distill` on as many processes as there are, and hands the model to the registry.
+
+The loop knows nothing of Ray: here it is given a stream of patches and a data-parallel wrapper, and what it yields
+is reported. Reports travel to the driver, which alone writes to MLflow and draws the progress.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from ray.data import DataIterator
+from ray.train.torch import TorchTrainer, get_device, prepare_model
+
+from diffseglung.distill import Batch, Distillation, TrainConfig, distill
+from diffseglung.model import Model
+from diffseglung.phantom import PhantomConfig, make_phantom
+from diffseglung.schemas import patches_schema
+from diffseglung.student import Student, StudentConfig
+from diffseglung.teacher import Standardiser
+from diffseglung.volume import Volume, write_volume
+from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
+from diffseglung_ray.config import RunConfig, UserError, WrongArgument
+from diffseglung_ray.fitting import fit
+from diffseglung_ray.progress import progress
+from diffseglung_ray.tracking import (
+    RegisteredModel,
+    Run,
+    check_tracking,
+    fetch_model,
+    register_model,
+    start_run,
+)
+from diffseglung_ray.workspace import Workspace, fit_standardiser, open_workspace
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("hu", "lungs", "teacher", "teacher_local")
+SHUFFLE_BYTES = (
+    512 * 2**20
+)  # of patches that wait to be drawn in each process, so that a batch mixes patients
+REPORTS_A_RUN = 200
+SECONDS_BETWEEN_LOOKS = 0.5
+WORKER_FAILURES = 3
+CHECK_PHANTOM = PhantomConfig(size_vox=(48, 80, 80), spacing_mm=(5.0, 4.0, 4.0))
+
+Report = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedModel:
+    """What training left in the registry, and the last numbers of its run."""
+
+    version: str
+    uri: str
+    run_id: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every training process is told: settings, the teacher's statistics, weights to start from, data size."""
+
+    student: StudentConfig
+    train: TrainConfig
+    standardiser: Standardiser
+    init: dict[str, torch.Tensor] | None
+    patches: int
+    patch_bytes: int
+
+
+def train(
+    config: RunConfig,
+    place: str,
+    init: str | None = None,
+    alias: str | None = None,
+    parent: Run | None = None,
+) -> TrainedModel:
+    """Train on a prepared workspace, fit the mixture, register the model and point `alias` at it.
+
+    `init` is a model (folder or MLflow address) whose student's weights are the start. Starts or joins Ray once the
+    arguments have proved sound. Errors: UserError, in words.
+    """
+    refuse_fleeting(workspace=place, init=init)
+    workspace = open_workspace(place, config.method)
+    weights = _weights(init, config.student)
+    with ray_cluster(config.resources):
+        check_tracking(nodes_in_cluster())
+        workers = train_workers(config.resources)
+        check_sizes(workspace.patches, config.train, workers.count)
+        standardiser = fit_standardiser(workspace, config.method)
+        job = Job(
+            config.student, config.train, standardiser, weights, workspace.patches, _patch_bytes(config)
+        )
+        name = f"train {config.name}"
+        with start_run(
+            config.method, config.tracking, name=name, manifest=workspace.manifest, parent=parent
+        ) as run:
+            if init:
+                run.tag(init=init)
+            student, metrics = _distil(job, workspace, config, workers, run)
+            model = fit_model(student, standardiser, config, workspace, workers, run, metrics)
+            version = publish(model, run, config, alias or config.tracking.alias)
+    return TrainedModel(version.version, version.uri, run.id, metrics)
+
+
+def fit_model(
+    student: Student,
+    standardiser: Standardiser,
+    config: RunConfig,
+    workspace: Workspace,
+    workers: Workers,
+    run: Run,
+    metrics: dict[str, float],
+) -> Model:
+    """The trained student with a mixture fitted on what it sees, and where both come from."""
+    mixture = fit(student, standardiser, config.method, workspace, workers)
+    info = {"run_id": run.id, "patches": workspace.patches, "steps": config.train.steps, "metrics": metrics}
+    return Model(config=config.method, student=student, standardiser=standardiser, mixture=mixture, info=info)
+
+
+def publish(model: Model, run: Run, config: RunConfig, alias: str) -> RegisteredModel:
+    """Save, register, prove on a digital phantom, point the alias; the proof's picture stays with the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        scan = write_check_scan(Path(folder) / "phantom.nii.gz")
+        saved = model.save(Path(folder) / "model")
+        return register_model(saved, run, config.tracking, alias=alias, check=scan)
+
+
+def write_check_scan(path: Path) -> Path:
+    """A small digital chest that every model must be able to segment before anyone is pointed at it."""
+    phantom = make_phantom(0, CHECK_PHANTOM)
+    write_volume(path, Volume.from_array(phantom.hu, phantom.spacing_mm))
+    return path
+
+
+def nodes_in_cluster() -> int:
+    """Machines that are alive; several Ray nodes on one machine count once."""
+    return len({node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]})
+
+
+def check_sizes(patches: int, train: TrainConfig, world: int) -> None:
+    """Refuse a batch that does not divide over the processes, or that they could never fill."""
+    try:
+        micro = train.micro_batch(world)
+    except ValueError as error:
+        raise WrongArgument(str(error)) from error
+    if patches // world < micro:
+        raise WrongArgument(
+            f"{patches} patches over {world} processes do not fill a batch of {train.batch}: prepare more cases, "
+            "or lower train.batch"
+        )
+
+
+def _distil(
+    job: Job, workspace: Workspace, config: RunConfig, workers: Workers, run: Run
+) -> tuple[Student, dict[str, float]]:
+    """The trained student (its moving average) and the last metrics."""
+    mailbox = Mailbox.remote()
+    options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
+    trainer = TorchTrainer(
+        train_process,
+        train_loop_config={"job": job},
+        scaling_config=_scaling(config, workers),
+        run_config=ray.train.RunConfig(
+            name=run.id,
+            storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
+            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
+            callbacks=[Relay(mailbox)],
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+        datasets={"patches": workspace.read(COLUMNS, seed=job.train.seed)},
+        dataset_config=ray.train.DataConfig(execution_options=options),
+    )
+    result = follow(trainer.fit, mailbox, run, job.train.steps)
+    student = Student(job.student)
+    student.load_state_dict(_load(result.checkpoint)["ema"])
+    metrics = {key: float(value) for key, value in result.metrics.items() if isinstance(value, int | float)}
+    return student.eval().requires_grad_(False), metrics
+
+
+def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
+    fewest = config.resources.min_workers
+    return ray.train.ScalingConfig(
+        num_workers=(fewest, workers.count) if fewest and fewest < workers.count else workers.count,
+        use_gpu=workers.gpus > 0,
+        resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
+    )
+
+
+def train_process(config: dict[str, Any]) -> None:
+    """One training process: its shard of the patches through `distill`, with reports and checkpoints."""
+    job: Job = config["job"]
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    settings = fit_to(job.train, world)
+    init = Student(job.student) if job.init else None
+    if init is not None:
+        init.load_state_dict(job.init)
+    run = Distillation(job.student, settings, job.standardiser, get_device(), init)
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        run.load_state_dict(_load(checkpoint, run.device))
+    network = prepare_model(run.network, move_to_device=False)
+    batches = stream(ray.train.get_dataset_shard("patches"), job, settings, world, run.step)
+    every = max(1, settings.steps // REPORTS_A_RUN)
+    seen: list[Report] = []
+    for step, metrics in distill(run, batches, forward=network, rank=rank, world=world):
+        seen.append(metrics)
+        last = step == settings.steps
+        if last or step % every == 0 or step % settings.checkpoint_every == 0:
+            leaving = ray.train.get_preemption_info() is not None
+            report(run, seen, rank, world, keep=last or leaving or step % settings.checkpoint_every == 0)
+            seen = []
+
+
+def fit_to(train: TrainConfig, world: int) -> TrainConfig:
+    """The settings for as many processes as there are now: an elastic run drops what does not divide evenly."""
+    share = world * train.accumulate
+    return replace(train, batch=max(1, train.batch // share) * share)
+
+
+def report(run: Distillation, seen: list[Report], rank: int, world: int, *, keep: bool) -> None:
+    """Tell the controller the mean of the last metrics; every process does so equally often. `keep` saves the state."""
+    metrics = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
+    metrics |= {"step": run.step, "processes": world}
+    if not (keep and rank == 0):
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(run.state_dict(), Path(folder) / "state.pt")
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def stream(shard: DataIterator, job: Job, train: TrainConfig, world: int, step: int) -> Iterator[Batch]:
+    """Micro-batches without end, epoch after epoch, each shuffled by its own seed.
+
+    A run that goes on at `step` first lets pass what its epoch had already given, and so sees what it would have
+    seen had it never stopped.
+    """
+    micro = train.micro_batch(world)
+    buffer = max(4 * micro, min(job.patches // world, SHUFFLE_BYTES // job.patch_bytes))
+    epoch, passed = divmod(step * train.accumulate, job.patches // world // micro)
+    while True:
+        batches = shard.iter_torch_batches(
+            batch_size=micro,
+            drop_last=True,
+            local_shuffle_buffer_size=buffer,
+            local_shuffle_seed=train.seed + epoch,
+            device="cpu",
+        )
+        yield from islice(batches, passed, None)
+        epoch, passed = epoch + 1, 0
+
+
+@ray.remote(num_cpus=0)
+class Mailbox:
+    """Reports on their way from the controller to the driver."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+
+    def put(self, report: Report) -> None:
+        """Leave one."""
+        self.reports.append(report)
+
+    def take(self) -> list[Report]:
+        """All that have come since last time, in order."""
+        taken, self.reports = self.reports, []
+        return taken
+
+
+class Relay(ray.train.UserCallback):
+    """Lives in Ray Train's controller; passes rank 0's reports on to the mailbox."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self.mailbox = mailbox
+
+    def after_report(self, run_context: Any, metrics: list[Report], checkpoint: Any) -> None:
+        """Called once all processes have reported."""
+        self.mailbox.put.remote(metrics[0])
+
+
+def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: int) -> ray.train.Result:
+    """Run `fit` in the background while this process logs its reports and draws its progress."""
+    outcome: dict[str, Any] = {}
+
+    def work() -> None:
+        try:
+            outcome["result"] = fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    # A daemon, so that an interrupted driver ends at once instead of waiting for the cluster.
+    thread = threading.Thread(target=work, name="ray-train", daemon=True)
+    thread.start()
+    for _ in progress(_steps(thread, mailbox, run), steps, "train", unit="step"):
+        pass
+    if "error" in outcome:
+        raise in_words(outcome["error"]) from outcome["error"]
+    return outcome["result"]
+
+
+def _steps(thread: threading.Thread, mailbox: Any, run: Run) -> Iterator[int]:
+    """Each optimiser step as it becomes known; its report is logged on the way."""
+    done, waiting = 0, []
+    while True:
+        alive = thread.is_alive()
+        waiting += ray.get(mailbox.take.remote())
+        for one in list(waiting):
+            while done < one["step"]:
+                done += 1
+                yield done
+        waiting = _log(waiting, run)
+        if not alive:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _log(reports: list[Report], run: Run) -> list[Report]:
+    """Write reports to MLflow; those that it would not take now are given back, to be tried again."""
+    for index, one in enumerate(reports):
+        try:
+            run.log_metrics(int(one["step"]), {k: v for k, v in one.items() if k != "step"})
+        except Exception as error:
+            # A tracking server that is away for a while must not end days of training.
+            logger.warning("MLflow did not take the metrics of step %d: %s", one["step"], error)
+            return reports[index:]
+    return []
+
+
+def in_words(error: BaseException) -> BaseException:
+    """What a worker refused in words, without the layers around it; anything else as it is, traceback and all."""
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause = getattr(failure, "_base_exc", failure)
+        if isinstance(cause, ValueError | FloatingPointError):
+            return UserError(str(cause))
+    return error
+
+
+def _load(checkpoint: ray.train.Checkpoint, device: str | torch.device = "cpu") -> dict[str, Any]:
+    with checkpoint.as_directory() as folder:
+        return torch.load(Path(folder) / "state.pt", map_location=device, weights_only=True)
+
+
+def _weights(init: str | None, student: StudentConfig) -> dict[str, torch.Tensor] | None:
+    """The weights of the model to start from. Errors: WrongArgument where its network is another one."""
+    if init is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        model = Model.load(fetch_model(init, Path(folder)).path)
+    if model.config.student != student:
+        raise WrongArgument(f"--init {init} has another network than these settings: {model.config.student}")
+    return model.student.state_dict()
+
+
+def _patch_bytes(config: RunConfig) -> int:
+    schema = patches_schema(config.patches, config.student)
+    types = [schema.field(name).type for name in COLUMNS]
+    return sum(int(np.prod(t.shape)) * t.value_type.bit_width // 8 for t in types)

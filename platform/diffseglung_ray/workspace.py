@@ -1,0 +1,77 @@
+"""What `jobs/prepare.py` left in a workspace, as training, fitting and tuning read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import ray.data
+
+from diffseglung.config import Config
+from diffseglung.schemas import patches_schema
+from diffseglung.teacher import Standardiser
+from diffseglung_ray.config import WrongArgument
+from diffseglung_ray.storage import Store
+
+TEACHER_PATCHES = 2048  # whose descriptors the standardiser is fitted on, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A prepared workspace: where it is, its `manifest.json`, and how many patches it holds."""
+
+    store: Store
+    manifest: bytes
+    patches: int
+
+    def read(self, columns: Sequence[str], seed: int | None = None) -> ray.data.Dataset:
+        """The patches as a stream of rows of `patches_schema`; the files in an order drawn from `seed`."""
+        shuffle = None if seed is None else ray.data.FileShuffleConfig(seed, reseed_after_execution=False)
+        return ray.data.read_parquet(self.store.path("patches"), columns=list(columns), shuffle=shuffle)
+
+
+def open_workspace(place: str, config: Config) -> Workspace:
+    """A workspace whose patches fit this config. Needs no Ray. Errors: WrongArgument, saying what does not fit."""
+    store = Store.at(place)
+    manifest = store.read("manifest.json")
+    if manifest is None:
+        raise WrongArgument(
+            f"{store.root} holds no prepared patches: run jobs/prepare.py with --workspace {place} first"
+        )
+    filesystem, folder = fsspec.core.url_to_fs(store.path("patches"))
+    patches = pads.dataset(folder, filesystem=filesystem, format="parquet")
+    count = patches.count_rows()
+    if not count:
+        raise WrongArgument(
+            f"{store.root} is prepared, but no case gave a patch: see the reasons in its cases.parquet"
+        )
+    _check_schema(store.root, patches.schema, config)
+    return Workspace(store, manifest, count)
+
+
+def fit_standardiser(workspace: Workspace, config: Config) -> Standardiser:
+    """Median and spread of the descriptors that training will see, from a bounded sample of patches."""
+    column = "teacher" if config.train.variant == "global" else "teacher_local"
+    rows = workspace.read([column])
+    if workspace.patches > TEACHER_PATCHES:
+        rows = rows.random_sample(TEACHER_PATCHES / workspace.patches, seed=config.train.seed)
+    parts = [b[column].reshape(-1, b[column].shape[-1]) for b in rows.iter_batches(batch_format="numpy")]
+    return Standardiser.fit(np.concatenate(parts))
+
+
+def _check_schema(place: str, found: pa.Schema, config: Config) -> None:
+    for field in patches_schema(config.patches, config.student):
+        if field.name not in found.names:
+            raise WrongArgument(
+                f"the patches in {place} lack {field.name}; prepare them again with this version"
+            )
+        there = found.field(field.name).type
+        if isinstance(field.type, pa.FixedShapeTensorType) and tuple(there.shape) != tuple(field.type.shape):
+            raise WrongArgument(
+                f"the patches in {place} have {field.name} of {tuple(there.shape)}, but these settings ask for "
+                f"{tuple(field.type.shape)}: use the recipe they were prepared with, or prepare them again"
+            )
