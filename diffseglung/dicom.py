@@ -102,8 +102,11 @@ def is_dicom(path: Path) -> bool:
     """By the mark at byte 128, or by name: a damaged `.dcm` file is still meant to be DICOM."""
     if path.suffix.lower() in SUFFIXES:
         return True
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with path.open("rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError:  # not ours to read, and nothing says that it is a scan
+        return False
 
 
 def series_among(files: Iterable[Path]) -> tuple[list[Series], dict[Path, str]]:

@@ -74,7 +74,7 @@ def write_dicom_seg(
             instance_number=1,
             manufacturer="DiffSegLung",
             manufacturer_model_name=model_name,
-            software_versions=[f"diffseglung {version('diffseglung')}", f"{model_name} {model_version}"],
+            software_versions=f"diffseglung {version('diffseglung')}",
             device_serial_number=model_version,
             content_description="Lung tissue by DiffSegLung; for research",
             content_label="LUNG_TISSUE",
@@ -98,7 +98,7 @@ def _in_file_order(stored: np.ndarray, volume: Volume) -> tuple[list[pydicom.Dat
     """The source headers, and the labels in the order of their frames, which multi-frame files set."""
     source = volume.source
     files = list(dict.fromkeys(source.files))
-    images = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
+    images: list[pydicom.Dataset] = [pydicom.dcmread(file, stop_before_pixels=True) for file in files]
     places = [(files.index(file), frame) for file, frame in zip(source.files, source.frames, strict=True)]
     order = sorted(range(len(places)), key=lambda index: places[index])
     return images, stored[order]

@@ -1,5 +1,6 @@
 """Where voxels lie in the patient, and how values move between two grids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
@@ -39,7 +40,7 @@ class Grid:
         z, y, x = (count * step for count, step in zip(self.shape, self.spacing_mm, strict=True))
         return z, y, x
 
-    def at_mm(self, index: tuple[float, float, float]) -> np.ndarray:
+    def at_mm(self, index: Sequence[float]) -> np.ndarray:
         """The place (x, y, z) in LPS millimetres of an index (z, y, x), whole or between voxels."""
         return (self.affine @ (*index, 1.0))[:3]
 
@@ -66,9 +67,11 @@ def canonical_axes(grid: Grid) -> tuple[Order, Flips]:
     grid keeps its obliqueness in the affine.
     """
     alignment = (grid.affine[:3, :3] / np.asarray(grid.spacing_mm))[::-1]  # [canonical axis, stored axis]
-    order = max(permutations(range(3)), key=lambda order: sum(abs(alignment[c, order[c]]) for c in range(3)))
-    z, y, x = (bool(alignment[c, order[c]] < 0) for c in range(3))
-    return order, (z, y, x)
+    z, y, x = max(
+        permutations(range(3)), key=lambda order: sum(abs(alignment[c, order[c]]) for c in range(3))
+    )
+    backwards = alignment[range(3), (z, y, x)] < 0
+    return (z, y, x), (bool(backwards[0]), bool(backwards[1]), bool(backwards[2]))
 
 
 def canonical_grid(grid: Grid, order: Order, flips: Flips) -> Grid:
@@ -79,18 +82,22 @@ def canonical_grid(grid: Grid, order: Order, flips: Flips) -> Grid:
         first[axis] = count - 1 if flipped else 0
     affine = np.eye(4)
     affine[:3, :3] = grid.affine[:3, list(order)] * np.where(flips, -1.0, 1.0)
-    affine[:3, 3] = grid.at_mm((first[0], first[1], first[2]))
+    affine[:3, 3] = grid.at_mm(first)
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
 def reorder(array: np.ndarray, order: Order, flips: Flips) -> np.ndarray:
     """Stored order to canonical order. A view, not a copy."""
-    return np.flip(np.transpose(array, order), [axis for axis in range(3) if flips[axis]])
+    return np.flip(np.transpose(array, order), _reversed(flips))
 
 
 def restore(array: np.ndarray, order: Order, flips: Flips) -> np.ndarray:
     """Canonical order back to stored order: undoes `reorder`, voxel for voxel. A view, not a copy."""
-    return np.transpose(np.flip(array, [axis for axis in range(3) if flips[axis]]), np.argsort(order))
+    return np.transpose(np.flip(array, _reversed(flips)), np.argsort(order))
+
+
+def _reversed(flips: Flips) -> tuple[int, ...]:
+    return tuple(axis for axis in range(3) if flips[axis])
 
 
 def crop_grid(grid: Grid, slices: tuple[slice, slice, slice]) -> Grid:
@@ -105,7 +112,7 @@ def crop_grid(grid: Grid, slices: tuple[slice, slice, slice]) -> Grid:
         starts.append(start)
         shape.append(stop - start)
     affine = grid.affine.copy()
-    affine[:3, 3] = grid.at_mm((starts[0], starts[1], starts[2]))
+    affine[:3, 3] = grid.at_mm(starts)
     return Grid((shape[0], shape[1], shape[2]), affine)
 
 
@@ -123,7 +130,7 @@ def respaced_grid(grid: Grid, spacing_mm: tuple[float, float, float]) -> Grid:
     affine = grid.affine.copy()
     affine[:3, :3] *= ratio
     middle = (np.asarray(grid.shape) - 1) / 2
-    affine[:3, 3] = grid.at_mm(tuple(middle)) - affine[:3, :3] @ ((np.array([z, y, x]) - 1) / 2)
+    affine[:3, 3] = grid.at_mm(middle.tolist()) - affine[:3, :3] @ ((np.array([z, y, x]) - 1) / 2)
     return Grid((z, y, x), affine)
 
 
@@ -153,7 +160,7 @@ def _sample(array: np.ndarray, source: Grid, target: Grid, interpolator: int, fi
     image = sitk.GetImageFromArray(array)
     moved = sitk.Resample(
         image,
-        size=target.shape[::-1],
+        size=target.shape[::-1],  # type: ignore[arg-type]
         transform=transform,
         interpolator=interpolator,
         outputOrigin=(0.0, 0.0, 0.0),

@@ -285,6 +285,7 @@ def _read_file(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, .
 def _read_nifti(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     try:
         image = nib.load(path)
+        assert isinstance(image, nib.Nifti1Image), "only .nii and .nii.gz come here, of version 1 or 2"
         values = np.asanyarray(image.dataobj)
     except (
         OSError,

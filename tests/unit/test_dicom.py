@@ -72,6 +72,7 @@ def test_oblique_and_reformatted_series_keep_every_voxel_in_its_place(
     volume = read_volume(folder)
     toward = volume.affine[:3, :3][::-1] / volume.spacing_mm
     assert (np.diag(toward) > 0.85).all()
+    assert not volume.source.flips[volume.source.order.index(0)]  # an axial stack runs feet to head
     to_index = np.linalg.inv(volume.affine)
     for place in [(0, 0, 0), (23, 25, 27), (7, 3, 19)]:
         number, row, column = place
@@ -92,21 +93,28 @@ def test_each_slice_has_its_own_slope_and_intercept(series, tmp_path):
     assert np.array_equal(read_volume(save_series(tmp_path, series)).hu, HU)
 
 
-# 63536 is how a writer that confuses signed and unsigned says -2000; some say nothing.
-@pytest.mark.parametrize(("padding", "limit"), [(63536, None), (-2000, None), (-3000, -1900), (None, None)])
+# 64636 is how a writer that confuses signed and unsigned says -900.
+@pytest.mark.parametrize(("padding", "limit"), [(64636, None), (-900, None), (-920, -890)])
 def test_padding_becomes_air(padding, limit, series, tmp_path):
     for one in series:
         stored = one.pixel_array.astype(np.int16) - 1024
-        stored[:3] = -2000
+        stored[:3] = -900
         one.PixelRepresentation, one.RescaleIntercept = 1, 0
         one.PixelData = stored.tobytes()
-        if padding is not None:
-            one.add_new("PixelPaddingValue", "US" if padding > 0 else "SS", padding)
+        one.add_new("PixelPaddingValue", "US" if padding > 0 else "SS", padding)
         if limit is not None:
             one.add_new("PixelPaddingRangeLimit", "SS", limit)
     hu = read_volume(save_series(tmp_path, series)).hu
     assert (hu[:, :3] == -1024).all()
     assert np.array_equal(hu[:, 3:], HU[:, 3:])
+
+
+def test_filler_that_the_header_does_not_tell_becomes_air(series, tmp_path):
+    for one in series:
+        stored = one.pixel_array.astype(np.int16)
+        stored[:3] = -976  # -2000 HU
+        one.PixelRepresentation, one.PixelData = 1, stored.tobytes()
+    assert (read_volume(save_series(tmp_path, series)).hu[:, :3] == -1024).all()
 
 
 def test_a_padding_value_among_tissue_punches_no_holes(series, tmp_path):
