@@ -108,11 +108,17 @@ def percentiles(counts, low, shares, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def co_occurrences(codes, pairs):  # type: ignore[no-untyped-def]
-    """Count neighbouring grey levels by direction: codes framed by zeros, pairs (13, levels, levels)."""
+def co_occurrences(codes, flat, pairs):  # type: ignore[no-untyped-def]
+    """Count neighbouring grey levels by direction: codes framed by zeros, pairs (13, levels, levels).
+
+    `flat` counts the middle slice alone, in the first four directions, which lie in it.
+    """
     pairs[:] = 0
     depth, height, width = codes.shape
-    flat, table = codes.ravel(), pairs.ravel()
+    levels_at, table = codes.ravel(), pairs.ravel()
+    directions = 4 if flat else DIRECTIONS
+    middle = (depth - 2) // 2 + 1
+    first, last = (middle, middle + 1) if flat else (1, depth - 1)
     # Unsigned indices need no check for counting from the end: twice as fast.
     levels = np.uint64(pairs.shape[1])
     steps = np.empty(DIRECTIONS, np.uint64)
@@ -125,16 +131,16 @@ def co_occurrences(codes, pairs):  # type: ignore[no-untyped-def]
                     steps[d] = np.uint64((dz * height + dy) * width + dx)
                     tables[d] = np.uint64(d) * levels * levels
                     d += 1
-    for z in range(1, depth - 1):
+    for z in range(first, last):
         for y in range(1, height - 1):
             row = (z * height + y) * width
             for x in range(1, width - 1):
                 at = np.uint64(row + x)
-                if flat[at]:
-                    line = np.uint64(flat[at]) * levels
+                if levels_at[at]:
+                    line = np.uint64(levels_at[at]) * levels
                     # Directions inside, so that equal neighbours do not wait for each other's count.
-                    for d in range(DIRECTIONS):
-                        table[tables[d] + line + np.uint64(flat[at + steps[d]])] += np.uint32(1)
+                    for d in range(directions):
+                        table[tables[d] + line + np.uint64(levels_at[at + steps[d]])] += np.uint32(1)
 
 
 @jit
@@ -176,7 +182,8 @@ def haralick(pairs, first, last, out):  # type: ignore[no-untyped-def]
         out[2] += homogeneity / total
         out[4] += 1 - contrast / total / (2 * variance) if contrast or variance > 1e-9 else 1.0
         out[5] += asm
-    out /= used  # NaN where no two lung voxels touch
+    for i in range(6):
+        out[i] /= used  # NaN where no two lung voxels touch
     out[3] = np.sqrt(out[5])
 
 
@@ -472,7 +479,7 @@ PERCENTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90])
 
 
 @jit
-def _hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):  # type: ignore[no-untyped-def]
+def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):  # type: ignore[no-untyped-def]
     """The HU and GLCM families of one region with some lung; `flat` pairs voxels of its middle slice only."""
     depth, height, width = hu.shape
     codes = np.empty((depth + 2, height + 2, width + 2), np.uint8)
@@ -483,12 +490,7 @@ def _hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):  # ty
         first += 1
     while counts[last] == 0:
         last -= 1
-    if flat:
-        plane = np.zeros((3, height + 2, width + 2), np.uint8)
-        plane[1] = codes[depth // 2 + 1]
-        co_occurrences(plane, pairs)
-    else:
-        co_occurrences(codes, pairs)
+    co_occurrences(codes, flat, pairs)
     haralick(pairs, int(grey_of[first]), int(grey_of[last]), out[GLCM:LBP])
 
 
@@ -504,54 +506,22 @@ def _lung_count(lungs):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _empty_pairs(grey_of):  # type: ignore[no-untyped-def]
+def empty_pairs(grey_of):  # type: ignore[no-untyped-def]
     """Room for the co-occurrence counts of all grey levels and the outside."""
     levels = int(grey_of[-1]) + 1
     return np.empty((DIRECTIONS, levels, levels), np.uint32)
 
 
 @jit
-def describe_patch_rows(hu, lungs, low, grey_of, bins, flat, min_vox, out):  # type: ignore[no-untyped-def]
-    counts = np.empty(grey_of.size, np.int64)
-    pairs = _empty_pairs(grey_of)
-    waves = np.empty((WAVES, hu.shape[2], hu.shape[3]), np.float32)
-    for i in range(hu.shape[0]):
-        total = _lung_count(lungs[i])
-        if total >= min_vox:
-            _hu_and_glcm(hu[i], lungs[i], low, grey_of, bins, flat, counts, pairs, out[i])
-            _lbp(hu[i], lungs[i], out[i])
-            _gabor(hu[i], lungs[i], total, waves, out[i])
-
-
-@jit
-def _lbp(hu, lungs, out):  # type: ignore[no-untyped-def]
-    counts = np.zeros(10, np.int64)
-    patterns = np.full(hu.shape, NO_PATTERN, np.uint8)
+def middle_patterns(hu, lungs, counts):  # type: ignore[no-untyped-def]
+    """Counts (10,) of the patterns in the three middle planes of a region."""
+    patterns = np.empty(hu.shape, np.uint8)
+    counts[:] = 0
     for axis in range(3):
+        patterns[:] = NO_PATTERN
         middle = hu.shape[axis] // 2
         plane_patterns(hu, lungs, axis, middle, middle + 1, patterns)
         count_patterns(patterns, counts)
-        patterns[:] = NO_PATTERN
-    out[LBP:GABOR] = counts / max(1, counts.sum())
-
-
-@jit
-def _gabor(hu, lungs, total, waves, out):  # type: ignore[no-untyped-def]
-    sums = np.zeros(WAVES)
-    columns = np.empty(hu.shape[2], np.float32)
-    centre = np.float32(out[0])
-    for z in range(hu.shape[0]):
-        if not lungs[z].any():
-            continue
-        responses(hu[z], lungs[z], centre, waves)
-        for wave in range(WAVES):
-            columns[:] = 0
-            for y in range(hu.shape[1]):
-                for x in range(hu.shape[2]):
-                    columns[x] += waves[wave, y, x]
-            sums[wave] += columns.sum()
-    out[GABOR : GABOR + WAVES] = sums / total
-    out[GABOR + WAVES] = sums.mean() / total
 
 
 @jit
@@ -563,27 +533,24 @@ def _span(cell, size, step, length):  # type: ignore[no-untyped-def]
 
 @jit
 def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):  # type: ignore[no-untyped-def]
-    """Sums of |response| over the lung of each window's slices: out (z, gy, gx, 12)."""
+    """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12)."""
     _, height, width = hu.shape
     waves = np.empty((WAVES, height, width), np.float32)
-    gy, gx = out.shape[1:3]
-    columns = np.empty((height, gx))
+    columns = np.empty(width)
     for z in range(first, last):
         if not lungs[z].any():
             continue
         responses(hu[z], lungs[z], centre, waves)
         for wave in range(WAVES):
-            for i in range(gx):
-                x0, x1 = _span(i, size[2], step[2], width)
-                for y in range(height):
-                    columns[y, i] = 0
-                    for x in range(x0, x1):
-                        columns[y, i] += waves[wave, y, x]
-            for j in range(gy):
+            for j in range(out.shape[1]):
                 y0, y1 = _span(j, size[1], step[1], height)
+                columns[:] = 0
                 for y in range(y0, y1):
-                    for i in range(gx):
-                        out[z, j, i, wave] += columns[y, i]
+                    for x in range(width):
+                        columns[x] += waves[wave, y, x]
+                for i in range(out.shape[2]):
+                    x0, x1 = _span(i, size[2], step[2], width)
+                    out[z, j, i, wave] = columns[x0:x1].sum()
 
 
 @jit
@@ -592,7 +559,7 @@ def describe_window_planes(  # type: ignore[no-untyped-def]
 ):
     depth, height, width = hu.shape
     counts = np.empty(grey_of.size, np.int64)
-    pairs = _empty_pairs(grey_of)
+    pairs = empty_pairs(grey_of)
     row = np.empty(out.shape[3])
     shapes = np.empty(10, np.int64)
     for k in range(first, last):
@@ -606,7 +573,7 @@ def describe_window_planes(  # type: ignore[no-untyped-def]
                 if total == 0 or total < needed:
                     continue
                 window = hu[z0:z1, y0:y1, x0:x1].copy()
-                _hu_and_glcm(window, inside, low, grey_of, bins, flat, counts, pairs, row)
+                hu_and_glcm(window, inside, low, grey_of, bins, flat, counts, pairs, row)
                 shapes[:] = 0
                 for axis in range(3):
                     count_patterns(patterns[axis, z0:z1, y0:y1, x0:x1].copy(), shapes)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 
-from diffseglung.teacher.kernels import describe_patch_rows
+from diffseglung.teacher.kernels import WAVES, empty_pairs, gabor_window_sums, hu_and_glcm, middle_patterns
 from diffseglung.teacher.names import TEACHER, TeacherConfig
 from diffseglung.teacher.regions import clipped, grey_levels, in_threads
 
@@ -32,19 +32,33 @@ def describe_patches(
     out = np.full((len(hu), len(TEACHER)), np.nan, np.float64)
     if backend == "pyradiomics":
         from diffseglung.teacher.reference import describe_patch
-
-        for i in range(len(hu)):
-            if lungs[i].sum() >= config.min_lung_vox:
-                out[i] = describe_patch(hu[i], lungs[i], config)
     elif backend == "batched":
-        grey_of, flat = grey_levels(config), config.glcm == "2d"
-        fixed = (config.clip_hu[0], grey_of, config.entropy_bins, flat, config.min_lung_vox)
-        in_threads(
-            lambda first, last: describe_patch_rows(
-                hu[first:last], lungs[first:last], *fixed, out[first:last]
-            ),
-            len(hu),
-        )
+        describe_patch = _describe_patch
     else:
         raise ValueError(f"backend must be 'batched' or 'pyradiomics', not {backend!r}")
+
+    def describe(first: int, last: int) -> None:
+        for i in range(first, last):
+            if np.count_nonzero(lungs[i]) >= config.min_lung_vox:
+                out[i] = describe_patch(hu[i], lungs[i], config)
+
+    in_threads(describe, len(hu))
     return out.astype(np.float32)
+
+
+def _describe_patch(hu: np.ndarray, lungs: np.ndarray, config: TeacherConfig) -> np.ndarray:
+    """One patch: hu (z, y, x) int16 within the clip range, lungs (z, y, x) bool -> float64 (34,)."""
+    row = np.empty(len(TEACHER))
+    grey_of = grey_levels(config)
+    counts, pairs = np.empty(grey_of.size, np.int64), empty_pairs(grey_of)
+    flat = config.glcm == "2d"
+    hu_and_glcm(hu, lungs, config.clip_hu[0], grey_of, config.entropy_bins, flat, counts, pairs, row)
+    patterns = np.empty(10, np.int64)
+    middle_patterns(hu, lungs, patterns)
+    row[TEACHER.families["lbp"]] = patterns / max(1, patterns.sum())
+    # A patch is its own only window.
+    sums = np.zeros((len(hu), 1, 1, WAVES))
+    gabor_window_sums(hu, lungs, np.float32(row[0]), 0, len(hu), hu.shape, hu.shape, sums)
+    energies = sums.sum(axis=(0, 1, 2)) / np.count_nonzero(lungs)
+    row[TEACHER.families["gabor"]] = [*energies, energies.mean()]
+    return row

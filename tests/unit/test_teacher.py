@@ -264,7 +264,7 @@ def test_a_new_process_finds_the_compiled_code():
         "import numpy as np; from diffseglung.teacher import describe_patches, describe_windows, kernels\n"
         "hu = np.full((1, 8, 16, 16), -850, np.int16); describe_patches(hu, hu < 0)\n"
         "describe_windows(hu[0], hu[0] < 0, size_vox=(8, 8, 8), step_vox=(4, 4, 4))\n"
-        "for f in (kernels.describe_patch_rows, kernels.describe_window_planes, kernels.gabor_window_sums):\n"
+        "for f in (kernels.hu_and_glcm, kernels.describe_window_planes, kernels.gabor_window_sums):\n"
         "    assert not f.stats.cache_misses, f.stats\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
