@@ -51,8 +51,6 @@ def ray_cluster(resources: ResourceConfig) -> Iterator[None]:
 
 
 def _start(resources: ResourceConfig) -> None:
-    # Ray 2.60 turns its token on by itself and warns that it did: with the mode named, only the token stays.
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         address="local",

@@ -1,0 +1,44 @@
+"""One Ray for all integration tests: local, small, and nobody else's."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from made_model import make_cohort, make_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cluster() -> Iterator[None]:
+    """Two CPUs and 200 MB of objects; `address="local"` picks free ports and joins no stranger's cluster.
+
+    RAY_AUTH_MODE is left as it is: Ray reads it when it is imported and turns its token on in `init` by itself.
+    Set between the two, servers would ask for a token that this process does not send.
+    """
+    os.environ.pop("RAY_ADDRESS", None)
+    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    ray.init(
+        address="local",
+        num_cpus=2,
+        num_gpus=0,
+        object_store_memory=200 * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of two phantoms and one broken file."""
+    return make_cohort(tmp_path_factory.mktemp("cohort"))
+
+
+@pytest.fixture(scope="session")
+def model(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model, made in this process."""
+    return make_model(
+        cohort.parent / "images" / "phantom-0000.nii.gz", tmp_path_factory.mktemp("model") / "m"
+    )

@@ -1,0 +1,142 @@
+"""Preparation on Ray leaves what the contract says, goes on where it stopped, and survives bad cases."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from made_model import to_numpy
+
+from diffseglung.prepare import prepare_case
+from diffseglung.schemas import CASES
+from diffseglung.teacher import TEACHER
+from diffseglung.volume import read_volume
+from diffseglung_ray.cases import Attempts, map_cases, only_case
+from diffseglung_ray.cluster import Workers
+from diffseglung_ray.cohort import Case
+from diffseglung_ray.config import RunConfig, UserError, WrongArgument, load_config
+from diffseglung_ray.preparation import part_name, prepare
+from diffseglung_ray.storage import Store
+
+
+@pytest.fixture(scope="module")
+def config() -> RunConfig:
+    return load_config("smoke")
+
+
+@pytest.fixture(scope="module")
+def workspace(cohort: Path, config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("work")
+    prepare(str(cohort), str(place), config, max_failed=0.5)
+    return place
+
+
+def rows_of(workspace: Path) -> dict[str, dict[str, Any]]:
+    return {row["case_id"]: row for row in pq.read_table(workspace / "cases.parquet").to_pylist()}
+
+
+def test_plain_pyarrow_reads_tensors_with_their_shape_and_names(workspace: Path, config: RunConfig) -> None:
+    table = pq.read_table(workspace / "patches")
+    size = config.patches.size_vox
+    assert table.schema.field("hu").type == pa.fixed_shape_tensor(pa.int16(), size)
+    assert table.schema.field("lungs").type == pa.fixed_shape_tensor(pa.uint8(), size)
+    assert table.schema.field("teacher").type == pa.fixed_shape_tensor(pa.float32(), (34,))
+    assert {"case_id", "z0", "y0", "x0"} <= set(table.column_names)
+    assert json.loads(table.schema.metadata[b"teacher.names"]) == list(TEACHER.names)
+    assert set(table["case_id"].to_pylist()) == {"phantom-0000", "phantom-0001"}
+
+
+def test_the_cluster_prepares_what_one_process_prepares(
+    workspace: Path, cohort: Path, config: RunConfig
+) -> None:
+    volume = read_volume(cohort.parent / "images" / "phantom-0001.nii.gz", config=config.volume)
+    alone = prepare_case("phantom-0001", volume, config)
+    made = pq.read_table(workspace / part_name("phantom-0001"))
+    assert made.schema == alone.schema
+    for name in alone.column_names:
+        np.testing.assert_array_equal(to_numpy(made[name]), to_numpy(alone[name]), err_msg=name)
+
+
+def test_every_case_has_a_row_and_a_bad_one_a_reason(workspace: Path) -> None:
+    rows = rows_of(workspace)
+    assert list(rows) == sorted(rows) == ["broken", "phantom-0000", "phantom-0001"]
+    assert pq.read_schema(workspace / "cases.parquet").names == CASES.names
+    assert rows["phantom-0000"]["status"] == "ok"
+    assert rows["phantom-0000"]["patches"] == 12
+    assert rows["broken"]["status"] == "failed"
+    assert "broken.nii.gz" in rows["broken"]["reason"]
+
+
+def test_the_manifest_counts_and_seals_what_is_there(workspace: Path) -> None:
+    manifest = json.loads((workspace / "manifest.json").read_text())
+    assert (manifest["cases"], manifest["failed"], manifest["patches"]) == (2, 1, 24)
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((workspace / "patches" / name).read_bytes()).hexdigest() == digest
+    assert not (workspace / ".attempts").exists()
+
+
+def test_a_second_run_makes_nothing_again(workspace: Path, cohort: Path, config: RunConfig) -> None:
+    def parts() -> dict[str, int]:
+        return {p.name: p.stat().st_mtime_ns for p in (workspace / "patches").iterdir()}
+
+    before, manifest = parts(), (workspace / "manifest.json").read_text()
+    prepare(str(cohort), str(workspace), config, max_failed=0.5)
+    assert parts() == before
+    assert (workspace / "manifest.json").read_text() == manifest
+    assert rows_of(workspace)["phantom-0001"]["status"] == "skipped"
+
+
+def test_other_settings_are_refused_in_the_same_workspace(workspace: Path, cohort: Path) -> None:
+    manifest = (workspace / "manifest.json").read_text()
+    with pytest.raises(WrongArgument, match=r"patches.per_case was 12, is 5"):
+        prepare(str(cohort), str(workspace), load_config("smoke", None, ["patches.per_case=5"]))
+    assert (workspace / "manifest.json").read_text() == manifest
+
+
+def test_settings_that_do_not_touch_patches_leave_a_workspace_good(workspace: Path, cohort: Path) -> None:
+    prepare(str(cohort), str(workspace), load_config("smoke", None, ["train.lr=0.5"]), max_failed=0.5)
+    assert rows_of(workspace)["phantom-0000"]["status"] == "skipped"
+
+
+def test_a_case_that_left_the_cohort_leaves_the_workspace(
+    cohort: Path, config: RunConfig, tmp_path: Path
+) -> None:
+    study, work = tmp_path / "study.csv", tmp_path / "work"
+    images = cohort.parent / "images"
+    both = [f"a,{images}/phantom-0000.nii.gz", f"b,{images}/phantom-0001.nii.gz"]
+    study.write_text("\n".join(["case_id,image", *both]))
+    prepare(str(study), f"file://{work}", config)
+    study.write_text("\n".join(["case_id,image", both[1]]))
+    prepare(str(study), f"file://{work}", config)
+    assert [p.name for p in (work / "patches").iterdir()] == [Path(part_name("b")).name]
+
+
+def test_too_many_failures_end_the_job_in_words(cohort: Path, config: RunConfig, tmp_path: Path) -> None:
+    study = tmp_path / "study.csv"
+    study.write_text(f"case_id,image\na,{cohort.parent}/images/broken.nii.gz\n")
+    with pytest.raises(UserError, match=r"1 of 1 cases failed, more than --max-failed 0.1"):
+        prepare(str(study), str(tmp_path / "work"), config)
+
+
+def test_a_case_that_kills_its_worker_costs_only_itself(tmp_path: Path) -> None:
+    class Fragile:
+        def __init__(self, attempts: Attempts) -> None:
+            self.attempts = attempts
+
+        def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
+            name = only_case(batch)["case_id"]
+            work = (lambda: os._exit(1)) if name == "deadly" else (lambda: {"case_id": name, "status": "ok"})
+            return pa.Table.from_pylist([self.attempts.guarded(name, work)], schema=CASES)
+
+    attempts = Attempts(Store.at(tmp_path), "a-run")
+    cases = [Case(case_id=name, image="") for name in ("a", "deadly", "z")]
+    rows = {r["case_id"]: r for r in map_cases(Fragile, (attempts,), cases, Workers(1, 1, 0.0, None), "try")}
+    attempts.forget()
+    assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "deadly": "failed", "z": "ok"}
+    assert "died 2 times" in rows["deadly"]["reason"]
+    assert list(tmp_path.iterdir()) == []
