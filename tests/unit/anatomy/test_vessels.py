@@ -1,0 +1,44 @@
+"""Vessels are tubes: not sheets, not balls, and not the walls of a honeycomb."""
+
+import numpy as np
+import pytest
+
+from diffseglung.anatomy.vessels import find_vessels, lung_mode_hu, tubeness
+
+SPACING_MM = (2.0, 2.0, 2.0)
+Z, Y, X = np.mgrid[-20:21, -20:21, -20:21] * 2.0
+
+
+def lung_with(shape: np.ndarray) -> np.ndarray:
+    return np.where(shape, 0.0, -850.0).astype(np.float32)
+
+
+def at_centre(shape: np.ndarray) -> float:
+    return float(tubeness(lung_with(shape), (np.array([20]),) * 3, SPACING_MM)[0])
+
+
+@pytest.mark.parametrize("radius_mm", [2.5, 4.0])
+def test_a_tube_outshines_a_sheet_and_a_ball(radius_mm):
+    tube = at_centre(radius_mm**2 >= Y**2 + X**2)
+    assert tube > 100
+    assert tube > 5 * at_centre(np.abs(X) <= radius_mm)
+    assert tube > 5 * at_centre(radius_mm**2 >= Z**2 + Y**2 + X**2)
+
+
+def test_a_vessel_is_found_beside_a_consolidation_that_is_none():
+    vessel = (Y + 24) ** 2 + X**2 <= 3.0**2
+    consolidation = Z**2 + (Y - 16) ** 2 + X**2 <= 13.0**2
+    hu = lung_with(vessel | consolidation)
+    lungs = np.zeros(hu.shape, bool)
+    lungs[1:-1, 1:-1, 1:-1] = True
+    found = find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)
+    middle = slice(6, -6)
+    assert found[middle][vessel[middle]].all()
+    assert not found[consolidation].any()
+
+
+def test_the_mode_is_the_healthy_lungs_density_although_a_third_is_diseased():
+    rng = np.random.default_rng(0)
+    hu = rng.normal(-870, 30, (20, 30, 30)).astype(np.float32)
+    hu[:6] = rng.normal(-500, 90, (6, 30, 30))
+    assert lung_mode_hu(hu, np.ones(hu.shape, bool)) == pytest.approx(-870, abs=8)
