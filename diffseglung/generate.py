@@ -124,11 +124,9 @@ def fidelity(
     sides = [_described(generated, generated_lungs, config), _described(real, real_lungs, config)]
     rng = np.random.default_rng(0)
     if real_b is None:
-        rows, order = sides[1], rng.permutation(len(sides[1][0]))
-        half = len(order) // 2
-        sides[1:] = [
-            tuple(part[chosen] for part in rows) for chosen in (order[:half], order[half : 2 * half])
-        ]
+        all_rows, all_counts = sides.pop()
+        for half in np.array_split(rng.permutation(len(all_rows)), 2):
+            sides.append((all_rows[half], all_counts[half]))
     else:
         sides.append(_described(real_b, real_b_lungs, config))
     compared = min(len(rows) for rows, _ in sides)

@@ -34,7 +34,7 @@ _SIDE = 70711 * 29289
 
 
 @jit
-def read_region(hu, lungs, low, grey_of, counts, codes):  # type: ignore[no-untyped-def]
+def read_region(hu, lungs, low, grey_of, counts, codes):
     """Count the region's HU and write its grey levels, framed by one voxel of 0; 0 is outside the lung.
 
     hu (z, y, x) int16 clipped to low..; grey_of and counts have one entry a HU; codes (z+2, y+2, x+2) uint8.
@@ -52,7 +52,7 @@ def read_region(hu, lungs, low, grey_of, counts, codes):  # type: ignore[no-unty
 
 
 @jit
-def first_order(counts, low, bins, out):  # type: ignore[no-untyped-def]
+def first_order(counts, low, bins, out):
     """Mean, sd, skewness, kurtosis and entropy of a histogram with one count a HU from `low`."""
     total = 0
     weighted = 0
@@ -87,7 +87,7 @@ def first_order(counts, low, bins, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def percentiles(counts, low, shares, out):  # type: ignore[no-untyped-def]
+def percentiles(counts, low, shares, out):
     """Exact percentiles of a histogram with one count a HU, interpolated as numpy.percentile does."""
     total = counts.sum()
     for i in range(shares.size):
@@ -108,7 +108,7 @@ def percentiles(counts, low, shares, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def co_occurrences(codes, flat, pairs):  # type: ignore[no-untyped-def]
+def co_occurrences(codes, flat, pairs):
     """Count neighbouring grey levels by direction: codes framed by zeros, pairs (13, levels, levels).
 
     `flat` counts the middle slice alone, in the first four directions, which lie in it.
@@ -144,7 +144,7 @@ def co_occurrences(codes, flat, pairs):  # type: ignore[no-untyped-def]
 
 
 @jit
-def haralick(pairs, first, last, out):  # type: ignore[no-untyped-def]
+def haralick(pairs, first, last, out):
     """Six features of the symmetric matrix of levels first..last, averaged over directions with pairs."""
     out[:] = 0
     used = 0
@@ -188,7 +188,7 @@ def haralick(pairs, first, last, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def uniform_pattern(hu, lungs, at, row, column):  # type: ignore[no-untyped-def]
+def uniform_pattern(hu, lungs, at, row, column):
     """The rotation-invariant uniform pattern 0..9 around one voxel, or 255 unless all nine are lung.
 
     row and column are the plane's strides in voxels. Diagonal neighbours lie on the circle, bilinearly
@@ -220,7 +220,7 @@ def uniform_pattern(hu, lungs, at, row, column):  # type: ignore[no-untyped-def]
 
 
 @jit
-def plane_patterns(hu, lungs, axis, first, last, out):  # type: ignore[no-untyped-def]
+def plane_patterns(hu, lungs, axis, first, last, out):
     """Patterns of every voxel in planes first..last-1 across `axis`, into out (z, y, x) uint8."""
     depth, height, width = hu.shape
     stride = (height * width, width, 1)
@@ -239,7 +239,7 @@ def plane_patterns(hu, lungs, axis, first, last, out):  # type: ignore[no-untype
 
 
 @jit
-def count_patterns(patterns, counts):  # type: ignore[no-untyped-def]
+def count_patterns(patterns, counts):
     """Add a region's patterns to counts (10,)."""
     for plane in patterns:
         for line in plane:
@@ -249,7 +249,7 @@ def count_patterns(patterns, counts):  # type: ignore[no-untyped-def]
 
 
 @jit
-def neighbour_differences(hu, lungs, first, last, difference, pairs):  # type: ignore[no-untyped-def]
+def neighbour_differences(hu, lungs, first, last, difference, pairs):
     """Sum of |HU difference| to the 13 forward lung neighbours, and their number, in planes first..last-1."""
     depth, height, width = hu.shape
     for z in range(first, last):
@@ -285,7 +285,7 @@ _STRIP = 32
 _FRAMED = _STRIP + 2 * REACH + 2
 
 
-def _taps(cycles: float, wave) -> tuple[np.float32, ...]:  # type: ignore[no-untyped-def]
+def _taps(cycles: float, wave) -> tuple[np.float32, ...]:
     """Half of a kernel: taps 0..7 of the Gaussian times cos or sin of the wave."""
     norm = SIGMA_VOX * math.sqrt(2 * math.pi)
     gauss = [math.exp(-0.5 * (k / SIGMA_VOX) ** 2) / norm for k in range(REACH + 1)]
@@ -299,7 +299,7 @@ def _sum(even: tuple[np.float32, ...]) -> float:
 GAUSS = _taps(0.0, math.cos)
 
 
-def _wave(cycles: float):  # type: ignore[no-untyped-def]
+def _wave(cycles: float):
     """Even and odd taps of a straight and an oblique wave, and how much of a constant the even ones pass."""
     oblique = cycles * math.sqrt(0.5)
     taps = [_taps(c, part) for c in (cycles, oblique) for part in (math.cos, math.sin)]
@@ -311,7 +311,7 @@ TAPS = tuple(_wave(f) for f in GABOR_FREQUENCIES)
 
 
 @jit
-def _even_x(a, t, rows, out):  # type: ignore[no-untyped-def]
+def _even_x(a, t, rows, out):
     for y in range(rows):
         for x in range(_STRIP):
             p = y * _FRAMED + x
@@ -323,7 +323,7 @@ def _even_x(a, t, rows, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _pair_x(a, t, u, rows, even, odd):  # type: ignore[no-untyped-def]
+def _pair_x(a, t, u, rows, even, odd):
     for y in range(rows):
         for x in range(_STRIP):
             p = y * _FRAMED + x
@@ -348,7 +348,7 @@ def _pair_x(a, t, u, rows, even, odd):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _even_y(a, t, rows, out):  # type: ignore[no-untyped-def]
+def _even_y(a, t, rows, out):
     w = _STRIP
     for p in range(rows * w):
         near = t[1] * (a[p + 6 * w] + a[p + 8 * w]) + t[2] * (a[p + 5 * w] + a[p + 9 * w])
@@ -358,7 +358,7 @@ def _even_y(a, t, rows, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _pair_y(a, t, u, rows, even, odd):  # type: ignore[no-untyped-def]
+def _pair_y(a, t, u, rows, even, odd):
     w = _STRIP
     for p in range(rows * w):
         b1, b2, b3, b4 = a[p + 6 * w], a[p + 5 * w], a[p + 4 * w], a[p + 3 * w]
@@ -371,7 +371,7 @@ def _pair_y(a, t, u, rows, even, odd):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _magnitude(re, im, sign, re2, im2, through, mean, size, out):  # type: ignore[no-untyped-def]
+def _magnitude(re, im, sign, re2, im2, through, mean, size, out):
     """out = |(re + sign re2 - through mean) + i (im - sign im2)|."""
     for p in range(size):
         a = re[p] + sign * re2[p] - through * mean[p]
@@ -380,7 +380,7 @@ def _magnitude(re, im, sign, re2, im2, through, mean, size, out):  # type: ignor
 
 
 @jit
-def _smooth(a, height, width, rows, out):  # type: ignore[no-untyped-def]
+def _smooth(a, height, width, rows, out):
     """Gaussian sums wherever the kernel touches a slice framed by 14 zeros: out (height + 14, width + 14)."""
     wide = width + 2 * REACH
     for y in range(height):
@@ -400,7 +400,7 @@ def _smooth(a, height, width, rows, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def fill_outside(hu, lungs, centre, out):  # type: ignore[no-untyped-def]
+def fill_outside(hu, lungs, centre, out):
     """HU minus `centre` in the lung, the Gaussian mean of the lung nearby elsewhere; framed by 7 voxels."""
     height, width = hu.shape
     inside = np.zeros((height, width + 4 * REACH), np.float32)
@@ -424,7 +424,7 @@ def fill_outside(hu, lungs, centre, out):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _one_frequency(strip, smooth, mean, taps, height, scratch, out):  # type: ignore[no-untyped-def]
+def _one_frequency(strip, smooth, mean, taps, height, scratch, out):
     """|response| at 0, 45, 90 and 135 degrees of one framed strip: out (4, height * 32)."""
     straight_even, straight_odd, oblique_even, oblique_odd, straight_mean, oblique_mean = taps
     even, odd, ee, oo, eo, oe, none = scratch
@@ -444,7 +444,7 @@ def _one_frequency(strip, smooth, mean, taps, height, scratch, out):  # type: ig
 
 
 @jit
-def responses(hu, lungs, centre, out):  # type: ignore[no-untyped-def]
+def responses(hu, lungs, centre, out):
     """|Gabor response| of one axial slice in HU: out (12, y, x) float32, 0 outside the lung."""
     height, width = hu.shape
     filled = np.empty((height + 2 * REACH, width + 2 * REACH), np.float32)
@@ -479,7 +479,7 @@ PERCENTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90])
 
 
 @jit
-def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):  # type: ignore[no-untyped-def]
+def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):
     """The HU and GLCM families of one region with some lung; `flat` pairs voxels of its middle slice only."""
     depth, height, width = hu.shape
     codes = np.empty((depth + 2, height + 2, width + 2), np.uint8)
@@ -495,7 +495,7 @@ def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):  # typ
 
 
 @jit
-def _lung_count(lungs):  # type: ignore[no-untyped-def]
+def _lung_count(lungs):
     """How many voxels of a region are lung."""
     count = 0
     for plane in lungs:
@@ -506,14 +506,14 @@ def _lung_count(lungs):  # type: ignore[no-untyped-def]
 
 
 @jit
-def empty_pairs(grey_of):  # type: ignore[no-untyped-def]
+def empty_pairs(grey_of):
     """Room for the co-occurrence counts of all grey levels and the outside."""
     levels = int(grey_of[-1]) + 1
     return np.empty((DIRECTIONS, levels, levels), np.uint32)
 
 
 @jit
-def middle_patterns(hu, lungs, counts):  # type: ignore[no-untyped-def]
+def middle_patterns(hu, lungs, counts):
     """Counts (10,) of the patterns in the three middle planes of a region."""
     patterns = np.empty(hu.shape, np.uint8)
     counts[:] = 0
@@ -525,14 +525,14 @@ def middle_patterns(hu, lungs, counts):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _span(cell, size, step, length):  # type: ignore[no-untyped-def]
+def _span(cell, size, step, length):
     """First and last-plus-one voxel of a window along one axis, inside the volume."""
     start = cell * step - (size - step) // 2
     return max(0, start), min(length, start + size)
 
 
 @jit
-def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):  # type: ignore[no-untyped-def]
+def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):
     """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12)."""
     _, height, width = hu.shape
     waves = np.empty((WAVES, height, width), np.float32)
@@ -554,7 +554,7 @@ def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):  # type:
 
 
 @jit
-def describe_window_planes(  # type: ignore[no-untyped-def]
+def describe_window_planes(
     hu, lungs, patterns, waves, low, grey_of, bins, flat, needed, size, step, first, last, out
 ):
     depth, height, width = hu.shape
@@ -587,9 +587,7 @@ def describe_window_planes(  # type: ignore[no-untyped-def]
 
 
 @jit
-def evidence_planes(  # type: ignore[no-untyped-def]
-    hu, lungs, difference, pairs, low, bins, min_vox, size, step, first, last, out
-):
+def evidence_planes(hu, lungs, difference, pairs, low, bins, min_vox, size, step, first, last, out):
     depth, height, width = hu.shape
     counts = np.empty(bins, np.int64)
     found = np.empty(5)

@@ -71,4 +71,6 @@ class Standardiser:
             raise ValueError(
                 "these statistics belong to another set of descriptors; fit the standardiser again"
             )
-        return cls(np.float32(plain["center"]), np.float32(plain["scale"]), float(plain["limit"]))
+        return cls(
+            np.array(plain["center"], np.float32), np.array(plain["scale"], np.float32), float(plain["limit"])
+        )

@@ -40,10 +40,12 @@ def describe_windows(
     config = config or TeacherConfig()
     hu, lungs, grid = _on_grid(hu, lungs, config, size_vox, step_vox)
     patterns = np.full((3, *hu.shape), NO_PATTERN, np.uint8)
+
+    def find_patterns(axis: int) -> None:
+        in_threads(lambda a, b: plane_patterns(hu, lungs, axis, a, b, patterns[axis]), hu.shape[axis])
+
     for axis in range(3):
-        in_threads(
-            lambda a, b, axis=axis: plane_patterns(hu, lungs, axis, a, b, patterns[axis]), hu.shape[axis]
-        )
+        find_patterns(axis)
     waves = np.zeros((hu.shape[0], *grid[1:], WAVES))
     centre = np.float32(hu[lungs].mean()) if lungs.any() else np.float32(0)
     in_threads(
