@@ -26,15 +26,21 @@ class Cells:
 
 
 def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
-    """Evidence and descriptors of each cell from the window around it, lung voxels only."""
-    window, cell = patches.window_vox, patches.cell_vox
-    evidence = window_evidence(scan.hu, scan.lungs, size_vox=window, step_vox=cell)
+    """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only."""
+    window, cell, lungs = patches.window_vox, patches.cell_vox, core(scan.lungs)
+    evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
-    wall = ndimage.binary_dilation(scan.airways) & scan.lungs
-    lung = cell_share(scan.lungs, cell)
-    known = cell_share((scan.vessels | wall) & scan.lungs, cell)
+    wall = ndimage.binary_dilation(scan.airways)
+    lung = cell_share(lungs, cell)
+    known = cell_share((scan.vessels | wall) & lungs, cell)
     share = np.divide(known, lung, out=np.zeros_like(lung), where=lung > 0)
     return Cells(
         evidence=np.concatenate([evidence, share[..., None]], axis=-1).astype(np.float32),
-        descriptors=describe_windows(scan.hu, scan.lungs, teacher, size_vox=window, step_vox=cell),
+        descriptors=describe_windows(scan.hu, lungs, teacher, size_vox=window, step_vox=cell),
     )
+
+
+def core(lungs: np.ndarray) -> np.ndarray:
+    """The lungs without their outermost voxel, which is half chest wall and would pass for disease."""
+    inner = ndimage.binary_erosion(lungs)
+    return inner if inner.any() else lungs

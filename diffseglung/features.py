@@ -43,7 +43,7 @@ def encode(
     `noise` is (b, z, y, x), the same for every timestep.
     """
     device = next(student.parameters()).device
-    clean = to_unit(torch.from_numpy(hu)).to(device)[:, None]
+    clean = to_unit(torch.from_numpy(hu.astype(np.float32))).to(device)[:, None]
     mask = torch.from_numpy(lungs.astype(np.float32)).to(device)[:, None]
     noise = noise.to(device)[:, None]
     schedule = Schedule(student.config.timesteps)

@@ -48,7 +48,7 @@ class MixtureConfig:
     feature_components: int = 12
     clusters: int = 5  # published
     cluster_components: int = 30  # published
-    potts_strength: float = 4.0  # logits that full agreement of all 18 neighbours adds
+    potts_strength: float = 2.0  # logits that full agreement of all 18 neighbours adds
     potts_iterations: int = 6
     potts_spread_hu: float = 120.0
     seed: int = 0

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffseglung.anatomy import find_anatomy
-from diffseglung.cells import describe_cells
+from diffseglung.cells import core, describe_cells
 from diffseglung.config import Config
 from diffseglung.patches import Corner, cut, sample_corners, seed_of, to_scan
 from diffseglung.schemas import patches_schema
@@ -27,7 +27,11 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
     size = config.patches.size_vox
     cells = describe_cells(scan, config.patches, config.teacher)
     local = describe_windows(
-        scan.hu, scan.lungs, config.teacher, size_vox=config.patches.local_window_vox, step_vox=(stride,) * 3
+        scan.hu,
+        core(scan.lungs),
+        config.teacher,
+        size_vox=config.patches.local_window_vox,
+        step_vox=(stride,) * 3,
     )
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     hu = np.stack([cut(scan.hu, c, size) for c in corners])

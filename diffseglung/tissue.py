@@ -37,19 +37,19 @@ PROTOTYPES: dict[int, Prototype] = {
         "definition of the lung mode; vessels give the upper tail",
     ),
     Tissue.EMPHYSEMA: Prototype(
-        True, (-105, -95, -80, -30, 90), (35, 35, 40, 80, 140), -0.12, 0.25, 0.1,
-        "LAA-950: below -950 HU where normal lung lies near -860 (Gevenois 1996)",
+        False, (-985, -960, -910, -840, -720), (25, 35, 60, 70, 150), 0.1, 0.35, 0.1,
+        "LAA-950: holes below -950 HU among what is left of the lung (Gevenois 1996)",
     ),
     Tissue.GROUND_GLASS: Prototype(
-        False, (-720, -670, -600, -520, -420), (80, 80, 90, 110, 150), -0.08, 0.25, 0.1,
-        "-750 to -300 HU, vessels stay visible (Fleischner glossary, Hansell 2008)",
+        False, (-770, -690, -620, -550, -460), (80, 80, 80, 90, 120), -0.08, 0.25, 0.1,
+        "-750 to -300 HU, vessels stay visible (Fleischner glossary, Hansell 2008); " + _TRIAL,
     ),
     Tissue.FIBROSIS: Prototype(
-        False, (-860, -740, -540, -360, -260), (80, 110, 120, 120, 130), 0.4, 0.25, 0.1,
+        False, (-845, -745, -600, -460, -340), (80, 110, 120, 120, 130), 0.55, 0.25, 0.1,
         "honeycomb: air cysts of -900 HU between walls of -300 HU (Hansell 2008); " + _TRIAL,
     ),
     Tissue.CONSOLIDATION: Prototype(
-        False, (-300, -110, -20, 25, 70), (260, 170, 90, 60, 60), 0.2, 0.4, 0.1,
+        False, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.2, 0.5, 0.1,
         "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
     ),
     VESSEL: Prototype(
@@ -64,7 +64,7 @@ ANCHORED: tuple[int, ...] = tuple(PROTOTYPES)  # cavity has no prototype: it is 
 class TissueConfig:
     """How firmly physics speaks."""
 
-    temperature: float = 2.5  # the six numbers of a cell are not independent: their log-likelihood is divided
+    temperature: float = 1.0  # above 1 where the six numbers of a cell should count for less than six
     vessel_power: float = 4.0  # log-odds that a cell made of vessel alone gains for "vessel"
     scan_relative: bool = True  # False: the lung mode is taken to be -860 HU in every scan
 

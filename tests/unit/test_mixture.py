@@ -24,10 +24,8 @@ def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[
     for tissue in ANCHORED:
         p, rows = PROTOTYPES[tissue], kind == tissue
         hu = np.array(p.hu) + (-850 if p.relative else 0)
-        evidence[rows, :5] = np.sort(
-            hu + rng.normal(size=(rows.sum(), 5)) * 0.6 * np.array(p.spread_hu), axis=1
-        )
-        evidence[rows, 5] = 3.5 + p.roughness + 0.5 * p.roughness_spread * rng.normal(size=rows.sum())
+        evidence[rows, :5] = np.sort(hu + rng.normal(size=(rows.sum(), 5)) * np.array(p.spread_hu), axis=1)
+        evidence[rows, 5] = 3.5 + p.roughness + p.roughness_spread * rng.normal(size=rows.sum())
     evidence[:, 7] = 0
     descriptors = SIGNATURE[kind] + 0.5 * rng.normal(size=(n, len(TEACHER.names)))
     features = SIGNATURE[kind, :FEATURES] + rng.normal(size=(n, FEATURES))

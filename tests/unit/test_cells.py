@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+
+from diffseglung.cells import describe_cells
+from diffseglung.grid import Grid
+from diffseglung.patches import PatchConfig, Scan
+from diffseglung.teacher import TEACHER, TeacherConfig
+from diffseglung.tissue import EVIDENCE
+
+SHAPE = (16, 24, 24)
+
+
+def scan() -> Scan:
+    """Half of it lung of -850 HU, a vessel through one cell."""
+    lungs = np.zeros(SHAPE, bool)
+    lungs[:, :, :12] = True
+    vessels = np.zeros(SHAPE, bool)
+    vessels[4:8, 4:8, 4:6] = True
+    noise = np.random.default_rng(0).normal(0, 20, SHAPE)
+    hu = np.where(lungs, -850 + noise, 40).astype(np.int16)
+    return Scan(hu, lungs, np.zeros(SHAPE, bool), vessels, Grid(SHAPE, np.diag([2.0, 2, 2, 1])))
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return describe_cells(scan(), PatchConfig(), TeacherConfig())
+
+
+def test_a_cell_is_four_voxels_wide(cells):
+    assert cells.evidence.shape == (4, 6, 6, len(EVIDENCE))
+    assert cells.descriptors.shape == (4, 6, 6, len(TEACHER.names))
+
+
+def test_only_cells_with_lung_are_inside(cells):
+    assert cells.inside[:, :, :3].all()
+    assert not cells.inside[:, :, 3:].any()
+
+
+def test_the_median_is_that_of_the_lung_beside_dense_tissue(cells):
+    rim = cells.evidence[:, :, 2, EVIDENCE.index("p50_hu")]  # its window reaches into the wall
+    assert rim == pytest.approx(-850, abs=10)  # noise of 20 HU over hundreds of voxels, bins of 25 HU
+
+
+def test_the_vessel_is_known_in_its_own_cell_alone(cells):
+    share = cells.evidence[..., EVIDENCE.index("vessel_fraction")]
+    assert share[1, 1, 1] == 0.5
+    assert share.sum() == 0.5

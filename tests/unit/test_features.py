@@ -1,0 +1,66 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from diffseglung.features import FeatureConfig, encode, extract, width
+from diffseglung.grid import Grid
+from diffseglung.patches import PatchConfig, Scan
+from diffseglung.student import Student, StudentConfig
+
+STUDENT = StudentConfig(channels=(8, 8, 16), norm_groups=4, timesteps=50, embedding=16)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(STUDENT).eval()
+
+
+def scan(shape: tuple[int, int, int] = (32, 64, 64)) -> Scan:
+    rng = np.random.default_rng(0)
+    hu = rng.normal(-850, 60, shape).astype(np.int16)
+    lungs = np.zeros(shape, bool)
+    lungs[:24, :40, :40] = True
+    empty = np.zeros(shape, bool)
+    return Scan(hu, lungs, empty, empty, Grid(shape, np.diag([2.0, 2, 2, 1])))
+
+
+def test_features_lie_on_the_bottleneck_grid_once_per_timestep(student):
+    features = extract(student, scan(), PatchConfig(), FeatureConfig(timesteps=(2, 9)))
+    assert features.shape == (width(student, FeatureConfig(timesteps=(2, 9))), 4, 8, 8) == (32, 4, 8, 8)
+    assert np.isfinite(features).all()
+
+
+def test_a_scan_of_one_tile_gives_the_encoders_own_answer(student):
+    one = scan((16, 32, 32))
+    config = FeatureConfig(timesteps=(5,))
+    noise = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(config.seed))
+    expected = encode(student, one.hu[None], one.lungs[None], noise, config)[0]
+    got = extract(student, one, PatchConfig(), config)
+    assert got == pytest.approx(expected, abs=1e-5)  # one tile, weights divide out in float32
+
+
+def test_the_number_of_tiles_at_once_changes_nothing(student):
+    few, many = (
+        extract(student, scan(), PatchConfig(), FeatureConfig(timesteps=(5,), tiles=n)) for n in (1, 16)
+    )
+    assert few == pytest.approx(many, abs=1e-5)  # convolutions may sum in another order
+
+
+def test_features_see_the_ct(student):
+    other = replace_hu(scan(), 300)
+    config = FeatureConfig(timesteps=(5,))
+    assert not np.allclose(
+        extract(student, scan(), PatchConfig(), config), extract(student, other, PatchConfig(), config)
+    )
+
+
+def replace_hu(source: Scan, more: int) -> Scan:
+    return replace(source, hu=(source.hu + more).astype(np.int16))
+
+
+def test_settings_without_meaning_are_refused():
+    with pytest.raises(ValueError, match=r"features\.timesteps"):
+        FeatureConfig(timesteps=())

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.mixture import MODES
+from diffseglung.segment import decide, segment, to_voxels
+from diffseglung.volume import read_labels
+
+
+def test_every_lung_voxel_gets_one_of_six_tissues_and_no_other_voxel_does(segmentation, volume):
+    labels, lungs = segmentation.labels, segmentation.anatomy.lungs
+    assert labels.shape == volume.shape
+    assert labels.dtype == np.uint8
+    assert (labels[lungs] > 0).all()
+    assert set(np.unique(labels[~lungs])) <= {0, int(Tissue.CAVITY)}
+    assert labels.max() <= len(TISSUES)
+
+
+def test_posteriors_are_probabilities_inside_the_lung(segmentation):
+    total = segmentation.posteriors.sum(axis=0)[segmentation.scan.lungs]
+    assert total == pytest.approx(1, abs=1e-3)
+    assert 0 <= segmentation.uncertainty <= 1
+
+
+def test_disease_is_found_where_the_phantom_has_it(segmentation, scan_path, volume):
+    truth = read_labels(scan_path.parents[1] / "truth" / scan_path.name, volume)
+    sick, called = truth > Tissue.HEALTHY, segmentation.labels > Tissue.HEALTHY
+    inside = segmentation.anatomy.lungs
+    assert called[sick & inside].mean() > 3 * called[~sick & inside].mean()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_each_mode_decides_from_the_same_observation(observation, model, mode):
+    result = decide(observation, model, mode)
+    assert result.mode == mode
+    assert (result.labels[observation.anatomy.lungs] > 0).all()
+
+
+def test_segmenting_twice_gives_the_same_labels(segmentation, volume, model):
+    assert np.array_equal(segment(volume, model).labels, segmentation.labels)
+
+
+def test_a_given_lung_mask_is_used_as_it_is(volume, model, segmentation):
+    right = segmentation.anatomy.labels == 1
+    result = segment(volume, model, lungs=right)
+    assert np.array_equal(result.anatomy.lungs, right)
+
+
+def test_the_pleura_does_not_fade(observation):
+    coarse = np.zeros((*observation.cells.inside.shape, len(TISSUES)), np.float32)
+    coarse[observation.cells.inside, 0] = 1
+    fine = to_voxels(coarse, observation.scan)
+    assert fine[0][observation.scan.lungs] == pytest.approx(1, abs=1e-4)
+
+
+def test_seconds_are_told_by_stage(segmentation):
+    assert {"anatomy", "cells", "features", "mixture", "refine", "labels"} <= set(segmentation.seconds)
