@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from diffseglung.model import Model
 
 BATCH = 16
-# Below this share of signal the predicted noise says nothing about the CT: its error is divided by the share's root.
-FIRST_SHARE = 1e-3
-# Where sampling starts, since that little signal still holds the patch's mean: aerated lung and soft tissue.
+# The network's error is divided by the root of the signal's share: with less than this, sampling starts from error.
+FIRST_SHARE = 1e-2
+# What it starts from instead, since that little signal still holds the mean: aerated lung and soft tissue.
 LUNG_HU, BODY_HU = -820, 30
 
 
