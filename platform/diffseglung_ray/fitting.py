@@ -16,10 +16,11 @@ from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung_ray.cluster import Workers
-from diffseglung_ray.workspace import Workspace
+from diffseglung_ray.workspace import Workspace, cpus_beside_readers
 
 MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published network
 PATCHES_A_BATCH = 16
+PATCHES_A_WORKER = 256  # with fewer, starting another worker costs more than it saves
 COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "roughness")
 
 
@@ -44,8 +45,8 @@ def gather_cells(
         fn_constructor_args=(ray.put(student.cpu()), features, share),
         batch_size=PATCHES_A_BATCH,
         batch_format="numpy",
-        compute=ActorPoolStrategy(size=workers.count),
-        num_cpus=workers.cpus,
+        compute=ActorPoolStrategy(size=min(workers.count, -(-workspace.patches // PATCHES_A_WORKER))),
+        num_cpus=cpus_beside_readers(workers),
         num_gpus=workers.gpus,
     )
     schema = cells_schema(width(student, features))

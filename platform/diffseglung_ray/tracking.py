@@ -36,7 +36,7 @@ from diffseglung.volume import read_volume
 from diffseglung_ray.config import TrackingConfig, UserError, WrongArgument
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
-METRICS_A_CALL = 1000  # MLflow's own limit
+METRICS_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's own limits
 
 
 class ModelNotFound(WrongArgument):
@@ -85,10 +85,12 @@ class Run:
 
     def log_config(self, config: Config) -> None:
         """The method's settings: searchable one by one, and whole as `config.json`."""
-        client = _mlflow().MlflowClient()
+        mlflow = _mlflow()
+        client = mlflow.MlflowClient()
         client.log_dict(self.id, to_dict(config), "config.json")
-        for name, value in _flat(to_dict(config)).items():
-            client.log_param(self.id, name, value)
+        params = [mlflow.entities.Param(name, str(value)) for name, value in _flat(to_dict(config)).items()]
+        for first in range(0, len(params), PARAMS_A_CALL):
+            client.log_batch(self.id, params=params[first : first + PARAMS_A_CALL])
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """Image files, to be looked at under `pictures` in the run."""
@@ -290,7 +292,7 @@ def _predict(model: Model, request: dict[str, Any]) -> dict[str, Any]:
     image = Path(request["image"])
     case_id = image.name.split(".")[0]
     try:
-        volume = read_volume(image)
+        volume = read_volume(image, config=model.config.volume)
         segmentation = segment(volume, model)
         origin = {"model_version": model.sha256[:12], "config_sha256": digest(model.config)}
         result = case_result(case_id, volume, segmentation, **origin)

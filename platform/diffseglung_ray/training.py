@@ -30,6 +30,7 @@ from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import Standardiser
 from diffseglung.volume import Volume, write_volume
+from diffseglung_ray.cases import use_threads
 from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import fit
@@ -42,7 +43,7 @@ from diffseglung_ray.tracking import (
     register_model,
     start_run,
 )
-from diffseglung_ray.workspace import Workspace, fit_standardiser, open_workspace
+from diffseglung_ray.workspace import Workspace, cpus_beside_readers, fit_standardiser, open_workspace
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class Job:
     init: dict[str, torch.Tensor] | None
     patches: int
     patch_bytes: int
+    threads: int
 
 
 def train(
@@ -101,7 +103,13 @@ def train(
         check_sizes(workspace.patches, config.train, workers.count)
         standardiser = fit_standardiser(workspace, config.method)
         job = Job(
-            config.student, config.train, standardiser, weights, workspace.patches, _patch_bytes(config)
+            student=config.student,
+            train=config.train,
+            standardiser=standardiser,
+            init=weights,
+            patches=workspace.patches,
+            patch_bytes=_patch_bytes(config),
+            threads=workers.cpus,
         )
         name = f"train {config.name}"
         with start_run(
@@ -196,13 +204,17 @@ def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
     return ray.train.ScalingConfig(
         num_workers=(fewest, workers.count) if fewest and fewest < workers.count else workers.count,
         use_gpu=workers.gpus > 0,
-        resources_per_worker={"CPU": workers.cpus, **({"GPU": workers.gpus} if workers.gpus else {})},
+        resources_per_worker={
+            "CPU": cpus_beside_readers(workers),
+            **({"GPU": workers.gpus} if workers.gpus else {}),
+        },
     )
 
 
 def train_process(config: dict[str, Any]) -> None:
     """One training process: its shard of the patches through `distill`, with reports and checkpoints."""
     job: Job = config["job"]
+    use_threads(job.threads)
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = fit_to(job.train, world)

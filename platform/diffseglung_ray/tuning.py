@@ -9,6 +9,7 @@ are in the second: a sweep narrows the choice, `jobs/evaluate.py` on scans with 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -183,6 +184,7 @@ def search(
 ) -> list[Row]:
     """Every row that the trials reported. The recipe's own settings are the first trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a box even at verbose=0
     own = {"temperature": config.train.temperature, "weight": config.train.weight}
     space = {"temperature": ray_tune.loguniform(0.03, 0.3), "weight": ray_tune.uniform(0.1, 1.0)}
     cpus = config.resources.cpus_per_worker

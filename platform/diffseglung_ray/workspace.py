@@ -9,11 +9,13 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
+import ray
 import ray.data
 
 from diffseglung.config import Config
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import Standardiser
+from diffseglung_ray.cluster import Workers
 from diffseglung_ray.config import WrongArgument
 from diffseglung_ray.storage import Store
 
@@ -61,6 +63,17 @@ def fit_standardiser(workspace: Workspace, config: Config) -> Standardiser:
         rows = rows.random_sample(TEACHER_PATCHES / workspace.patches, seed=config.train.seed)
     parts = [b[column].reshape(-1, b[column].shape[-1]) for b in rows.iter_batches(batch_format="numpy")]
     return Standardiser.fit(np.concatenate(parts))
+
+
+def cpus_beside_readers(workers: Workers) -> float:
+    """CPUs that each worker reserves while it is fed from a workspace.
+
+    Where workers would hold all the CPUs there are, the readers of patches could never start and all would wait for
+    ever: then each reserves a little less than it uses.
+    """
+    total = ray.cluster_resources().get("CPU", 1)
+    spare = total - workers.count * workers.cpus
+    return max(0.1, (total - 1) / workers.count) if 0 <= spare < 1 else workers.cpus
 
 
 def _check_schema(place: str, found: pa.Schema, config: Config) -> None:
