@@ -10,7 +10,14 @@ the baselines are measured. Each model is measured in every mode of its mixture,
 
 from functools import partial
 
-from diffseglung_ray.config import JobParser, add_config_arguments, config_of_model, run_job, share
+from diffseglung_ray.config import (
+    JobParser,
+    add_config_arguments,
+    config_of_model,
+    resources_from,
+    run_job,
+    share,
+)
 
 
 def main() -> None:
@@ -24,9 +31,12 @@ def main() -> None:
     parser.add_argument("--max-failed", type=share, default=0.1, help="share of cases that may fail (0.1)")
     add_config_arguments(parser, of_model=True)
     args = parser.parse_args()
+    resources = resources_from(args)
     from diffseglung_ray.evaluation import evaluate_cohort
 
-    evaluate_cohort(args.cohort, args.out, args.models, partial(config_of_model, args), args.max_failed)
+    evaluate_cohort(
+        args.cohort, args.out, args.models, partial(config_of_model, args), resources, args.max_failed
+    )
 
 
 if __name__ == "__main__":

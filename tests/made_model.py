@@ -49,5 +49,5 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
     """A column as an array, tensors with their shape."""
     array = column.combine_chunks()
     if isinstance(array, pa.FixedShapeTensorArray):
-        return array.to_numpy_ndarray()
+        return array.to_numpy_ndarray().copy()
     return array.to_numpy(zero_copy_only=False)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ Row = dict[str, Any]
 # A worker that dies (killed for memory, or a crash in a decoder) is started anew by Ray, for ever. After so
 # many deaths on the same case, the case is the reason.
 MOST_DEATHS = 2
+RUNS = ".runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ class Attempts:
     def guarded(self, case_id: str, work: Callable[[], Row]) -> Row:
         """The row that `work` gives, or a failed one that says why there is none."""
         began = time.perf_counter()
-        name = f".attempts/{self.run}/{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
+        name = self.scratch(hashlib.sha256(case_id.encode()).hexdigest()[:16])
         deaths = int(self.store.read(name) or 0)
         if deaths >= MOST_DEATHS:
             self.store.remove(name)
@@ -55,11 +58,21 @@ class Attempts:
         self.store.remove(name)
         return {"seconds": time.perf_counter() - began} | row
 
-    def forget(self) -> None:
-        """Once the run is over, nothing of it need be remembered."""
-        self.store.remove(f".attempts/{self.run}")
-        if not self.store.names(".attempts"):
-            self.store.remove(".attempts")
+    def scratch(self, name: str) -> str:
+        """A place in the store that lasts as long as the run."""
+        return f"{RUNS}/{self.run}/{name}"
+
+
+@contextmanager
+def attempts_in(store: Store) -> Iterator[Attempts]:
+    """A run's memory of its attempts, for as long as the block lasts."""
+    attempts = Attempts(store, uuid.uuid4().hex)
+    try:
+        yield attempts
+    finally:
+        store.remove(f"{RUNS}/{attempts.run}")
+        if not store.names(RUNS):
+            store.remove(RUNS)
 
 
 def failed(case_id: str, reason: str) -> Row:
@@ -115,7 +128,7 @@ def only_case(batch: dict[str, Any]) -> Row:
 def use_threads(count: int) -> None:
     """As many threads as the worker has CPUs, so that workers on one machine do not slow each other."""
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(count, numba.get_num_threads()))
 
 
 def report_failures(rows: list[Row], max_failed: float, table: str) -> None:

@@ -52,6 +52,8 @@ def ray_cluster(resources: ResourceConfig) -> Iterator[None]:
 
 def _start(resources: ResourceConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # That the cluster asks for a token is as it should be, and no reason for a warning.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     ray.init(
         address="local",
         num_cpus=resources.local_cpus or None,
@@ -67,7 +69,9 @@ def _quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    for name in ("ray.data", "ray.train", "ray.tune"):
+    # Ray Data warns that its bars are off, and that a cohort smaller than the cluster does not fill it.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

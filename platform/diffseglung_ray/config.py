@@ -192,6 +192,11 @@ def _assign(changes: dict[str, Any], assignment: str) -> None:
         raise WrongArgument(f"--set {assignment}: {text!r} cannot be read as a value") from error
 
 
+def resources_from(args: argparse.Namespace) -> ResourceConfig:
+    """The resources that the arguments ask for, whatever model comes to use them."""
+    return load_config(args.recipe or next(iter(RECIPES)), args.config, args.sets).resources
+
+
 class JobParser(argparse.ArgumentParser):
     """Arguments of a job: a wrong one ends the job 2 with one line; nothing is abbreviated or guessed."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,15 @@ import diffseglung
 from diffseglung.config import Config
 from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CASES
-from diffseglung_ray.cases import Attempts, Row, map_cases, only_case, report_failures, use_threads
+from diffseglung_ray.cases import (
+    Attempts,
+    Row,
+    attempts_in,
+    map_cases,
+    only_case,
+    report_failures,
+    use_threads,
+)
 from diffseglung_ray.cluster import case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
@@ -40,12 +47,10 @@ def prepare(cohort: str, workspace: str, config: RunConfig, max_failed: float = 
     store = Store.at(workspace)
     settings = prepared_settings(config)
     _claim(store, settings)
-    attempts = Attempts(store, uuid.uuid4().hex)
-    with ray_cluster(config.resources):
+    with ray_cluster(config.resources), attempts_in(store) as attempts:
         workers = case_workers(config.resources)
         arguments = (store, config.method, digest_of(settings), attempts, workers.cpus)
         rows = list(map_cases(CasePreparer, arguments, cases, workers, "prepare"))
-    attempts.forget()
     _tidy(store, {part_name(row["case_id"]) for row in rows if row["status"] != "failed"})
     _conclude(store, settings, rows, max_failed)
 
@@ -87,8 +92,8 @@ class CasePreparer:
 
     def made_before(self, case: Row, input_sha256: str | None) -> Row | None:
         """The row of a case whose file is there, made from the same input with the same settings."""
-        content = None if input_sha256 is None else self.store.read(part_name(case["case_id"]))
-        if content is None:
+        content = self.store.read(part_name(case["case_id"])) if input_sha256 else None
+        if content is None or input_sha256 is None:
             return None
         try:
             part = pq.ParquetFile(pa.BufferReader(content))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-import ray
 
 from diffseglung import report
 from diffseglung.config import Config, digest
@@ -25,9 +23,17 @@ from diffseglung.model import Model
 from diffseglung.results import case_result, write_case
 from diffseglung.schemas import RESULTS
 from diffseglung.segment import segment
-from diffseglung_ray.cases import Attempts, Row, map_cases, only_case, report_failures, use_threads
+from diffseglung_ray.cases import (
+    Attempts,
+    Row,
+    attempts_in,
+    map_cases,
+    only_case,
+    report_failures,
+    use_threads,
+)
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import Case, find_cohort, local_copy, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import FetchedModel, ModelNotFound, fetch_model
@@ -43,7 +49,7 @@ Configure = Callable[[Config], RunConfig]
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """A model as actors receive it: its files, the settings to use it with, and how results name it."""
+    """A model on the driver: its files, the settings to use it with, and how results name it."""
 
     files: dict[str, bytes]
     config: Config
@@ -55,11 +61,28 @@ class PlacedModel:
         """The columns of a result that say what made it."""
         return {"model_uri": self.uri, "model_version": self.version, "config_sha256": digest(self.config)}
 
+    def share(self, store: Store, folder: str) -> SharedModel:
+        """The same model where every worker reaches it.
+
+        Not through Ray's object store: an actor that is started anew may find its arguments gone from there.
+        """
+        for name, content in self.files.items():
+            store.write(f"{folder}/{name}", content)
+        return SharedModel(store.path(folder), self.config, self.uri, self.origin)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedModel:
+    """A model as actors receive it: the place of its files, and what `PlacedModel` says of it."""
+
+    place: str
+    config: Config
+    uri: str
+    origin: dict[str, str]
+
     def load(self) -> Model:
         """The model, with the settings to use it with."""
-        with tempfile.TemporaryDirectory(prefix="diffseglung-") as folder:
-            for name, content in self.files.items():
-                (Path(folder) / name).write_bytes(content)
+        with local_copy(self.place) as folder:
             model = Model.load(folder)
         c = self.config
         mixture = Mixture(c.mixture, c.tissue, model.standardiser, model.mixture.arrays)
@@ -127,10 +150,9 @@ def segment_cases(
     cases: list[Case], model: PlacedModel, store: Store, workers: Workers, *, probabilities: bool = False
 ) -> list[Row]:
     """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray."""
-    attempts = Attempts(store, uuid.uuid4().hex)
-    arguments = (ray.put(model), store, attempts, workers, probabilities)
-    rows = list(map_cases(CaseSegmenter, arguments, cases, workers, "segment"))
-    attempts.forget()
+    with attempts_in(store) as attempts:
+        arguments = (model.share(store, attempts.scratch("model")), store, attempts, workers, probabilities)
+        rows = list(map_cases(CaseSegmenter, arguments, cases, workers, "segment"))
     return sorted(rows, key=lambda row: row["case_id"])
 
 
@@ -139,16 +161,15 @@ class CaseSegmenter:
 
     def __init__(
         self,
-        model: ray.ObjectRef,
+        model: SharedModel,
         store: Store,
         attempts: Attempts,
         workers: Workers,
         probabilities: bool,
     ) -> None:
         use_threads(workers.cpus)
-        placed: PlacedModel = ray.get(model)
-        self.model = placed.load().to("cuda" if workers.gpus else "cpu")
-        self.origin, self.store, self.attempts = placed.origin, store, attempts
+        self.model = model.load().to("cuda" if workers.gpus else "cpu")
+        self.origin, self.store, self.attempts = model.origin, store, attempts
         self.files = (*FILES, "probabilities.nii.gz") if probabilities else FILES
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
@@ -179,14 +200,11 @@ class CaseSegmenter:
 
     def done_before(self, case_id: str, input_sha256: str | None) -> Row | None:
         """The row of a case whose files are all there, from the same model, settings and input."""
-        if input_sha256 is None:
+        row = None if input_sha256 is None else read_result(self.store, case_id)
+        if row is None:
             return None
-        folder = folder_of(case_id)
-        row = read_result(self.store, case_id)
-        made = None if row is None else {key: row.get(key) for key in (*self.origin, "input_sha256")}
-        if made != self.origin | {"input_sha256": input_sha256}:
-            return None
-        if not set(self.files) <= set(self.store.names(folder)):
+        same = all(row[key] == value for key, value in {**self.origin, "input_sha256": input_sha256}.items())
+        if not same or not set(self.files) <= set(self.store.names(folder_of(case_id))):
             return None
         return row | {"status": "skipped", "reason": DONE_BEFORE}
 
@@ -217,14 +235,18 @@ def write_results(store: Store, rows: list[Row]) -> None:
 
 
 def write_report(
-    store: Store, rows: list[Row], facts: dict[str, Any], scores: list[Row] | None = None, where: str = ""
+    store: Store,
+    rows: list[Row],
+    facts: dict[str, Any],
+    scores: list[Row] | None = None,
+    where: str | None = "",
 ) -> None:
     """The report of the cohort. Cases that were done before are shown as what they are: done.
 
-    `where` is the folder of the store that holds the `cases`.
+    `where` is the folder of the store that holds the `cases`; None where there are no pictures of them.
     """
     shown = [row | {"status": "ok", "reason": ""} if row["status"] == "skipped" else row for row in rows]
-    done = [row["case_id"] for row in shown if row["status"] == "ok"]
+    done = [row["case_id"] for row in shown if row["status"] == "ok" and where is not None]
     with _local_pictures(store, [f"{where}{folder_of(case_id)}" for case_id in done]) as root:
         pictures = {case_id: root / f"{where}{folder_of(case_id)}" / "pictures.json" for case_id in done}
         report.write_report(root / "report.html", shown, pictures, scores, about=facts)

@@ -16,7 +16,7 @@ from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CASES
 from diffseglung.teacher import TEACHER
 from diffseglung.volume import read_volume
-from diffseglung_ray.cases import Attempts, map_cases, only_case
+from diffseglung_ray.cases import Attempts, attempts_in, map_cases, only_case
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument, load_config
@@ -77,7 +77,7 @@ def test_the_manifest_counts_and_seals_what_is_there(workspace: Path) -> None:
     assert (manifest["cases"], manifest["failed"], manifest["patches"]) == (2, 1, 24)
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((workspace / "patches" / name).read_bytes()).hexdigest() == digest
-    assert not (workspace / ".attempts").exists()
+    assert not (workspace / ".runs").exists()
 
 
 def test_a_second_run_makes_nothing_again(workspace: Path, cohort: Path, config: RunConfig) -> None:
@@ -133,10 +133,10 @@ def test_a_case_that_kills_its_worker_costs_only_itself(tmp_path: Path) -> None:
             work = (lambda: os._exit(1)) if name == "deadly" else (lambda: {"case_id": name, "status": "ok"})
             return pa.Table.from_pylist([self.attempts.guarded(name, work)], schema=CASES)
 
-    attempts = Attempts(Store.at(tmp_path), "a-run")
     cases = [Case(case_id=name, image="") for name in ("a", "deadly", "z")]
-    rows = {r["case_id"]: r for r in map_cases(Fragile, (attempts,), cases, Workers(1, 1, 0.0, None), "try")}
-    attempts.forget()
+    with attempts_in(Store.at(tmp_path)) as attempts:
+        found = list(map_cases(Fragile, (attempts,), cases, Workers(1, 1, 0.0, None), "try"))
+    rows = {row["case_id"]: row for row in found}
     assert {name: row["status"] for name, row in rows.items()} == {"a": "ok", "deadly": "failed", "z": "ok"}
     assert "died 2 times" in rows["deadly"]["reason"]
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,200 @@
+"""Models and baselines against the truth of a cohort, on the same scans with the same ruler."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffseglung.anatomy import find_anatomy
+from diffseglung.baselines import BASELINES
+from diffseglung.evaluate import score_case, scores_table_markdown
+from diffseglung.labels import Tissue
+from diffseglung.mixture import MODES
+from diffseglung.schemas import SCORES
+from diffseglung.segment import decide, observe
+from diffseglung.volume import Volume, VolumeConfig, read_labels
+from diffseglung_ray.cases import (
+    Attempts,
+    Row,
+    attempts_in,
+    map_cases,
+    only_case,
+    report_failures,
+    use_threads,
+)
+from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
+from diffseglung_ray.cohort import Case, Loaded, find_cohort, local_copy, read_case, safe_id
+from diffseglung_ray.config import ResourceConfig, WrongArgument
+from diffseglung_ray.segmentation import (
+    Configure,
+    PlacedModel,
+    SharedModel,
+    about,
+    folder_of,
+    is_registered,
+    place_model,
+    segment_cases,
+    write_report,
+    write_results,
+)
+from diffseglung_ray.storage import Store
+
+OUTCOME = pa.schema([(name, pa.string()) for name in ("case_id", "status", "reason", "scores")])
+Labelled = Iterator[tuple[str, np.ndarray]]
+
+
+def evaluate_cohort(
+    cohort: str,
+    out: str,
+    models: list[str],
+    configure: Configure,
+    resources: ResourceConfig,
+    max_failed: float = 0.1,
+) -> None:
+    """Score models and baselines: `scores.parquet`, `scores.md` and `report.html` in `out`.
+
+    What each model leaves of its cases lies in `models/<its name>`, as jobs/segment.py leaves it.
+    Errors: WrongArgument before anything is started; UserError where too many cases failed.
+    """
+    registered = any(map(is_registered, models))
+    refuse_fleeting(
+        tracking=registered, cohort=cohort, out=out, **{f"model {n}": m for n, m in enumerate(models)}
+    )
+    cases = find_cohort(cohort)
+    _check_truth(cohort, cases)
+    placed = _place(models, configure)
+    store = Store.at(out)
+    store.check("out")
+    with ray_cluster(resources):
+        workers = case_workers(resources)
+        results = {name: _segment(cases, name, model, store, workers) for name, model in placed.items()}
+        outcomes = _score(cases, placed, store, workers)
+    scores = [row for outcome in outcomes for row in json.loads(outcome.get("scores") or "[]")]
+    facts = _facts(placed, cohort, workers)
+    _write_scores(store, scores, facts)
+    name, shown = next(iter(results.items()), ("", outcomes))
+    write_report(store, shown, facts, scores, where=f"models/{name}/" if name else None)
+    print(f"{len(placed)} models and {len(BASELINES)} baselines scored: {store.path('scores.md')}")
+    report_failures(outcomes, max_failed, store.path("report.html"))
+
+
+def _check_truth(cohort: str, cases: list[Case]) -> None:
+    bare = [case.case_id for case in cases if not case.truth]
+    if bare:
+        raise WrongArgument(
+            f"{cohort} has no truth for {', '.join(bare[:5])}{' and others' if len(bare) > 5 else ''}: evaluation "
+            "needs a manifest with a column truth, filled for every case"
+        )
+
+
+def _place(models: list[str], configure: Configure) -> dict[str, PlacedModel]:
+    placed: dict[str, PlacedModel] = {}
+    for address in models:
+        name = safe_id(address.removeprefix("models:/"))
+        if name in placed:
+            raise WrongArgument(f"--model {address} is given twice")
+        placed[name], _ = place_model(address, configure)
+    return placed
+
+
+def _segment(cases: list[Case], name: str, model: PlacedModel, store: Store, workers: Workers) -> list[Row]:
+    own = Store(store.path(f"models/{name}"))
+    rows = segment_cases(cases, model, own, workers)
+    write_results(own, rows)
+    return rows
+
+
+def _score(cases: list[Case], placed: dict[str, PlacedModel], store: Store, workers: Workers) -> list[Row]:
+    with attempts_in(store) as attempts:
+        shared = {name: model.share(store, attempts.scratch(name)) for name, model in placed.items()}
+        rows = list(map_cases(CaseScorer, (shared, store, attempts, workers), cases, workers, "score"))
+    return sorted(rows, key=lambda row: row["case_id"])
+
+
+class CaseScorer:
+    """An actor that holds the models and scores them and the baselines on one case after another."""
+
+    def __init__(
+        self, shared: dict[str, SharedModel], store: Store, attempts: Attempts, workers: Workers
+    ) -> None:
+        use_threads(workers.cpus)
+        device = "cuda" if workers.gpus else "cpu"
+        self.models = {name: model.load().to(device) for name, model in shared.items()}
+        self.uris = {name: model.uri for name, model in shared.items()}
+        self.store, self.attempts = store, attempts
+
+    def __call__(self, batch: dict[str, Any]) -> pa.Table:
+        """One case in, one row with the scores of every method out."""
+        case = only_case(batch)
+        row = self.attempts.guarded(case["case_id"], lambda: self.score(case))
+        return pa.Table.from_pylist([row], schema=OUTCOME)
+
+    def score(self, case: Row) -> Row:
+        """Every method on one case. Errors in words."""
+        config = next((model.config.volume for model in self.models.values()), VolumeConfig())
+        loaded = read_case(case, config)
+        truth = read_truth(case["truth"], loaded.volume)
+        rows = [
+            row
+            for method, labels in self.methods(case["case_id"], loaded)
+            for row in score_case(case["case_id"], method, truth, labels, loaded.volume.spacing_mm)
+        ]
+        return {"case_id": case["case_id"], "status": "ok", "reason": "", "scores": json.dumps(rows)}
+
+    def methods(self, case_id: str, loaded: Loaded) -> Labelled:
+        """Each method's name and its labels on the volume's grid: the models in every mode, then the baselines."""
+        volume, anatomy = loaded.volume, None
+        for name, model in self.models.items():
+            uri = self.uris[name]
+            yield uri, self.written(name, case_id, volume)
+            seen = observe(volume, model, loaded.lungs)
+            anatomy = anatomy or seen.anatomy
+            for mode in MODES:
+                if mode != model.config.mixture.mode:
+                    yield f"{uri} ({mode})", decide(seen, model, mode).labels
+        anatomy = anatomy or find_anatomy(volume, lungs=loaded.lungs)
+        for name, baseline in BASELINES.items():
+            yield name, baseline(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm)
+
+    def written(self, name: str, case_id: str, volume: Volume) -> np.ndarray:
+        """What a model left as its segmentation. Raises ValueError where it left none."""
+        file = f"models/{name}/{folder_of(case_id)}/segmentation.nii.gz"
+        if self.store.read(file) is None:
+            raise ValueError(f"{self.uris[name]} has not segmented it; see models/{name}/results.csv")
+        with local_copy(self.store.path(file)) as path:
+            return read_labels(path, volume)
+
+
+def read_truth(place: str, volume: Volume) -> np.ndarray:
+    """The true tissues of a case, uint8 on the volume's grid. Raises ValueError where labels are not ours."""
+    with local_copy(place) as path:
+        truth = read_labels(path, volume)
+    if truth.max(initial=0) > max(Tissue):
+        raise ValueError(f"{place}: truth holds the label {truth.max()}; tissues are 1 to {int(max(Tissue))}")
+    return truth
+
+
+def _facts(placed: dict[str, PlacedModel], cohort: str, workers: Workers) -> dict[str, Any]:
+    """What scores.md and the report say of how they were made."""
+    parts = [about(model, cohort, workers) for model in placed.values()]
+    if not parts:
+        return {"model_uri": "none: baselines only", "cohort": cohort}
+    return parts[0] | {
+        key: ", ".join(dict.fromkeys(str(part[key]) for part in parts))
+        for key in ("model_uri", "model_version", "config_sha256", "recipe")
+    }
+
+
+def _write_scores(store: Store, scores: list[Row], facts: dict[str, Any]) -> None:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(scores, schema=SCORES), sink)
+    store.write("scores.parquet", sink.getvalue())
+    made = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
+    table = scores_table_markdown(scores) if scores else "No case could be scored.\n"
+    store.write("scores.md", f"# Scores\n\n{made}\n\n{table}")
