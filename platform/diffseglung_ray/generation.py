@@ -23,6 +23,9 @@ from diffseglung_ray.tracking import fetch_model
 from diffseglung_ray.workspace import open_workspace
 
 MOST_REAL = 512  # patches to compare with
+COLUMNS = ("case_id", "hu", "lungs")
+
+Patches = dict[str, np.ndarray]  # case_id (n,), hu int16 and lungs uint8 (n, z, y, x)
 
 
 def generate_samples(
@@ -48,42 +51,61 @@ def generate_samples(
     with tempfile.TemporaryDirectory() as folder:
         trained = Model.load(fetch_model(model, Path(folder)).path)
     config = configure(trained.config)
-    hu, lungs = _prepared(workspace, config) if workspace else _phantoms(count, seed, config.method)
-    drawn = np.random.default_rng(seed).integers(len(hu), size=count)
-    samples = generate(trained, count, seed, lungs=lungs[drawn])
+    real = _prepared(workspace, config) if workspace else _phantoms(count, seed, config.method)
+    first, second = _halves(real)
+    drawn = np.random.default_rng(seed).integers(len(first["hu"]), size=count)
+    lungs = first["lungs"][drawn] > 0
+    samples = generate(trained, count, seed, lungs=lungs)
     for i, sample in enumerate(samples):
         _write_sample(store, f"samples/sample-{i:04d}.nii.gz", sample, trained.config)
-    measured = {
-        **fidelity(samples, hu),
+    measured = fidelity(
+        samples,
+        first["hu"],
+        second and second["hu"],
+        generated_lungs=lungs,
+        real_lungs=first["lungs"],
+        real_b_lungs=second and second["lungs"],
+        config=trained.config.teacher,
+    )
+    measured |= {
         "count": count,
         "seed": seed,
         "model": model,
         "model_sha256": trained.sha256,
-        "compared_with": f"{len(hu)} patches of {workspace or 'digital phantoms'}",
+        "compared_with": f"{len(real['hu'])} patches of {workspace or 'digital phantoms'}",
     }
     store.write("fidelity.json", json.dumps(measured, indent=1) + "\n")
     return measured
 
 
-def _prepared(workspace: str, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """CT (n, z, y, x) int16 and lung masks of some prepared patches."""
+def _halves(real: Patches) -> tuple[Patches, Patches | None]:
+    """Every other case on either side, so that real is measured against real; None where there is but one case."""
+    cases = sorted(set(real["case_id"]))
+    left = np.isin(real["case_id"], cases[::2])
+    first, second = ({name: column[side] for name, column in real.items()} for side in (left, ~left))
+    return first, second if len(cases) > 1 else None
+
+
+def _prepared(workspace: str, config: RunConfig) -> Patches:
+    """Some patches of a workspace."""
     prepared = open_workspace(workspace, config.method)
     with ray_cluster(config.resources):
-        rows = prepared.read(("hu", "lungs"), seed=0).limit(MOST_REAL)
+        rows = prepared.read(COLUMNS)
+        if prepared.patches > MOST_REAL:
+            rows = rows.random_sample(MOST_REAL / prepared.patches, seed=0)
         parts = list(rows.iter_batches(batch_size=None, batch_format="numpy"))
-    return tuple(np.concatenate([part[name] for part in parts]) for name in ("hu", "lungs"))
+    return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
 
 
-def _phantoms(count: int, seed: int, config: Config) -> tuple[np.ndarray, np.ndarray]:
-    """CT (n, z, y, x) int16 and lung masks of patches of as many digital chests as `count` asks for, at least two."""
-    tables = []
-    for i in range(max(2, -(-count // config.patches.per_case))):
+def _phantoms(count: int, seed: int, config: Config) -> Patches:
+    """Patches of digital chests, at least two, that together have about twice `count`."""
+    parts = []
+    for i in range(max(2, -(-2 * count // config.patches.per_case))):
         phantom = make_phantom(seed + i)
-        tables.append(prepare_case(f"phantom-{i}", Volume.from_array(phantom.hu, phantom.spacing_mm), config))
-    return tuple(
-        np.concatenate([table[name].combine_chunks().to_numpy_ndarray() for table in tables])
-        for name in ("hu", "lungs")
-    )
+        table = prepare_case(f"phantom-{i}", Volume.from_array(phantom.hu, phantom.spacing_mm), config)
+        tensors = {name: table[name].combine_chunks().to_numpy_ndarray() for name in ("hu", "lungs")}
+        parts.append({"case_id": np.array(table["case_id"].to_pylist()), **tensors})
+    return {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
 
 
 def _write_sample(store: Store, name: str, hu: np.ndarray, config: Config) -> None:

@@ -191,13 +191,12 @@ def register_model(
     """
     mlflow = _mlflow()
     model = Model.load(folder)
-    with mlflow.start_run(run_id=run.id), warnings.catch_warnings():
-        # MLflow asks for an input example and for type hints; the signature below says as much.
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.pyfunc")
+    with tempfile.TemporaryDirectory() as copy, mlflow.start_run(run_id=run.id), _without_advice():
+        named = shutil.copytree(folder, Path(copy) / "model")  # MLflow keeps a folder under its own name
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("registered_model.py")),
-            artifacts={"model": str(folder)},
+            artifacts={"model": str(named)},
             signature=_signature(),
             pip_requirements=_requirements(),
         )
@@ -234,8 +233,7 @@ def check_version(version: RegisteredModel, scan: Path | None, run: Run | None =
             raise ValueError(f"it holds pickled files: {', '.join(pickled)}")
         if scan is None:
             return
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.pyfunc")
+        with _without_advice():
             served = mlflow.pyfunc.load_model(version.uri)
         row = served.predict(pd.DataFrame([{"image": str(scan), "out": str(folder / "cases")}])).iloc[0]
         if row["status"] != "ok":
@@ -271,9 +269,10 @@ def serve() -> None:
 
 
 def _segmenter() -> Any:
-    mlflow = _mlflow()
+    with _without_advice():
+        from mlflow.pyfunc import PythonModel
 
-    class Segmenter(mlflow.pyfunc.PythonModel):
+    class Segmenter(PythonModel):
         """Scans in, one row of results each out; files too where `out` names a folder."""
 
         def load_context(self, context: Any) -> None:
@@ -317,6 +316,14 @@ def _mlflow() -> Any:
         logger = logging.getLogger(name)
         logger.setLevel(max(logger.level, logging.WARNING))
     return mlflow
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """MLflow's pyfunc asks for input examples and finer type hints, also of its own classes; our signature says it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\..*")
+        yield
 
 
 def _experiment(client: Any, name: str) -> str:

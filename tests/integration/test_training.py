@@ -1,0 +1,144 @@
+"""Training on Ray: one network whatever happens to the workers, and a model in the registry at its end."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from made_workspace import made_workspace
+from ray import cloudpickle
+
+from diffseglung.model import Model
+from diffseglung.student import StudentConfig
+from diffseglung_ray import training
+from diffseglung_ray.config import RunConfig, WrongArgument, apply_changes, load_config
+from diffseglung_ray.tracking import fetch_model
+from diffseglung_ray.training import TrainedModel, check_sizes, fit_to, train
+
+# Workers do not find the module of a test by its name.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+SMOKE = load_config("smoke")
+
+
+@pytest.fixture(scope="module")
+def workspace(cohort: Path) -> str:
+    return str(made_workspace(cohort))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("registry")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: str) -> TrainedModel:
+    return train(SMOKE, workspace)
+
+
+def load(model: TrainedModel, folder: Path) -> Model:
+    return Model.load(fetch_model(model.uri, folder).path)
+
+
+def curve(model: TrainedModel, name: str = "loss") -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(model.run_id, name)]
+
+
+def test_training_leaves_a_version_that_the_alias_points_at(trained: TrainedModel, tmp_path: Path) -> None:
+    fetched = fetch_model(f"models:/diffseglung@{SMOKE.tracking.alias}", tmp_path)
+    assert fetched.version == trained.version
+    model = Model.load(fetched.path)
+    assert model.config == SMOKE.method
+    assert model.info["steps"] == SMOKE.train.steps
+    run = mlflow.MlflowClient().get_run(trained.run_id)
+    assert run.info.status == "FINISHED"
+
+
+def test_the_curve_has_every_step_once(trained: TrainedModel) -> None:
+    assert [step for step, _ in curve(trained)] == list(range(1, SMOKE.train.steps + 1))
+
+
+def test_a_killed_worker_changes_nothing(
+    trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    died = tmp_path / "died"
+
+    def dies_once(config: dict[str, Any]) -> None:
+        from diffseglung_ray import training as inside
+
+        whole = inside.distill
+
+        def fragile(*args: Any, **kwargs: Any) -> Iterator[tuple[int, dict[str, float]]]:
+            for step, metrics in whole(*args, **kwargs):
+                if step == 5 and not died.exists():
+                    died.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+                yield step, metrics
+
+        inside.distill = fragile
+        try:
+            inside.train_process(config)
+        finally:
+            inside.distill = whole
+
+    monkeypatch.setattr(training, "train_process", dies_once)
+    again = train(SMOKE, workspace, alias="survivor")
+    assert died.exists()
+    # Bitwise: it went on from the checkpoint at step 3 with the same patches in the same order.
+    assert load(again, tmp_path / "again").sha256 == load(trained, tmp_path / "once").sha256
+    assert dict(curve(again)) == dict(curve(trained))
+
+
+def test_two_processes_train_together_on_all_the_cpus_there_are(workspace: str, tmp_path: Path) -> None:
+    config = apply_changes(SMOKE, {"resources": {"workers": 2}, "train": {"steps": 3}})
+    model = train(config, workspace, alias="two")
+    assert model.metrics["processes"] == 2
+    assert [step for step, _ in curve(model)] == [1, 2, 3]
+
+
+def test_a_model_can_be_the_start_of_another(trained: TrainedModel, workspace: str, tmp_path: Path) -> None:
+    barely = apply_changes(SMOKE, {"train": {"steps": 1, "lr": 1e-9}})
+    model = load(train(barely, workspace, init=trained.uri, alias="child"), tmp_path / "child")
+    before = load(trained, tmp_path / "parent").student.state_dict()
+    for name, weight in model.student.state_dict().items():
+        assert weight.sub(before[name]).abs().max() < 1e-6, name
+
+
+def test_a_start_of_another_shape_is_refused(model: Path, workspace: str) -> None:
+    wide = replace(SMOKE, student=StudentConfig(channels=(8, 16, 16), norm_groups=4, timesteps=50))
+    with pytest.raises(WrongArgument, match="another network"):
+        train(wide, workspace, init=str(model))
+
+
+def test_patches_of_another_size_are_refused(workspace: str) -> None:
+    with pytest.raises(WrongArgument, match=r"\(16, 32, 32\).*\(16, 16, 16\)"):
+        train(resized(SMOKE, (16, 16, 16)), workspace)
+
+
+def resized(config: RunConfig, size_vox: tuple[int, int, int]) -> RunConfig:
+    return replace(config, patches=replace(config.patches, size_vox=size_vox))
+
+
+def test_an_unprepared_workspace_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WrongArgument, match=r"run jobs/prepare.py"):
+        train(SMOKE, str(tmp_path))
+
+
+def test_a_batch_that_cannot_be_filled_is_refused() -> None:
+    with pytest.raises(WrongArgument, match="does not split over 3 workers"):
+        check_sizes(100, SMOKE.train, 3)
+    with pytest.raises(WrongArgument, match="prepare more cases"):
+        check_sizes(3, SMOKE.train, 1)
+
+
+def test_an_elastic_run_takes_the_largest_batch_that_divides() -> None:
+    train16 = replace(SMOKE.train, batch=16, accumulate=2)
+    assert [fit_to(train16, world).batch for world in (1, 2, 3, 4, 8)] == [16, 16, 12, 16, 16]
