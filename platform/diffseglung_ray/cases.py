@@ -41,7 +41,7 @@ class Attempts:
     def guarded(self, case_id: str, work: Callable[[], Row]) -> Row:
         """The row that `work` gives, or a failed one that says why there is none."""
         began = time.perf_counter()
-        name = self.scratch(hashlib.sha256(case_id.encode()).hexdigest()[:16])
+        name = f"{RUNS}/{self.run}/{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
         deaths = int(self.store.read(name) or 0)
         if deaths >= MOST_DEATHS:
             self.store.remove(name)
@@ -57,10 +57,6 @@ class Attempts:
             row = failed(case_id, in_words(error))
         self.store.remove(name)
         return {"seconds": time.perf_counter() - began} | row
-
-    def scratch(self, name: str) -> str:
-        """A place in the store that lasts as long as the run."""
-        return f"{RUNS}/{self.run}/{name}"
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
 
 from diffseglung.anatomy import find_anatomy
 from diffseglung.baselines import BASELINES
@@ -34,7 +35,6 @@ from diffseglung_ray.config import ResourceConfig, WrongArgument
 from diffseglung_ray.segmentation import (
     Configure,
     PlacedModel,
-    SharedModel,
     about,
     folder_of,
     is_registered,
@@ -112,21 +112,20 @@ def _segment(cases: list[Case], name: str, model: PlacedModel, store: Store, wor
 
 def _score(cases: list[Case], placed: dict[str, PlacedModel], store: Store, workers: Workers) -> list[Row]:
     with attempts_in(store) as attempts:
-        shared = {name: model.share(store, attempts.scratch(name)) for name, model in placed.items()}
-        rows = list(map_cases(CaseScorer, (shared, store, attempts, workers), cases, workers, "score"))
+        arguments = (ray.put(placed), store, attempts, workers)
+        rows = list(map_cases(CaseScorer, arguments, cases, workers, "score"))
     return sorted(rows, key=lambda row: row["case_id"])
 
 
 class CaseScorer:
     """An actor that holds the models and scores them and the baselines on one case after another."""
 
-    def __init__(
-        self, shared: dict[str, SharedModel], store: Store, attempts: Attempts, workers: Workers
-    ) -> None:
+    def __init__(self, placed: ray.ObjectRef, store: Store, attempts: Attempts, workers: Workers) -> None:
         use_threads(workers.cpus)
+        models: dict[str, PlacedModel] = ray.get(placed)
         device = "cuda" if workers.gpus else "cpu"
-        self.models = {name: model.load().to(device) for name, model in shared.items()}
-        self.uris = {name: model.uri for name, model in shared.items()}
+        self.models = {name: model.load().to(device) for name, model in models.items()}
+        self.uris = {name: model.uri for name, model in models.items()}
         self.store, self.attempts = store, attempts
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
+import ray
 
 from diffseglung import report
 from diffseglung.config import Config, digest
@@ -33,7 +34,7 @@ from diffseglung_ray.cases import (
     use_threads,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, find_cohort, local_copy, quick_digest, read_case
+from diffseglung_ray.cohort import Case, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import FetchedModel, ModelNotFound, fetch_model
@@ -49,7 +50,7 @@ Configure = Callable[[Config], RunConfig]
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """A model on the driver: its files, the settings to use it with, and how results name it."""
+    """A model as actors receive it: its files, the settings to use it with, and how results name it."""
 
     files: dict[str, bytes]
     config: Config
@@ -61,28 +62,11 @@ class PlacedModel:
         """The columns of a result that say what made it."""
         return {"model_uri": self.uri, "model_version": self.version, "config_sha256": digest(self.config)}
 
-    def share(self, store: Store, folder: str) -> SharedModel:
-        """The same model where every worker reaches it.
-
-        Not through Ray's object store: an actor that is started anew may find its arguments gone from there.
-        """
-        for name, content in self.files.items():
-            store.write(f"{folder}/{name}", content)
-        return SharedModel(store.path(folder), self.config, self.uri, self.origin)
-
-
-@dataclass(frozen=True, slots=True)
-class SharedModel:
-    """A model as actors receive it: the place of its files, and what `PlacedModel` says of it."""
-
-    place: str
-    config: Config
-    uri: str
-    origin: dict[str, str]
-
     def load(self) -> Model:
         """The model, with the settings to use it with."""
-        with local_copy(self.place) as folder:
+        with tempfile.TemporaryDirectory(prefix="diffseglung-") as folder:
+            for name, content in self.files.items():
+                (Path(folder) / name).write_bytes(content)
             model = Model.load(folder)
         c = self.config
         mixture = Mixture(c.mixture, c.tissue, model.standardiser, model.mixture.arrays)
@@ -151,7 +135,7 @@ def segment_cases(
 ) -> list[Row]:
     """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray."""
     with attempts_in(store) as attempts:
-        arguments = (model.share(store, attempts.scratch("model")), store, attempts, workers, probabilities)
+        arguments = (ray.put(model), store, attempts, workers, probabilities)
         rows = list(map_cases(CaseSegmenter, arguments, cases, workers, "segment"))
     return sorted(rows, key=lambda row: row["case_id"])
 
@@ -161,15 +145,16 @@ class CaseSegmenter:
 
     def __init__(
         self,
-        model: SharedModel,
+        model: ray.ObjectRef,
         store: Store,
         attempts: Attempts,
         workers: Workers,
         probabilities: bool,
     ) -> None:
         use_threads(workers.cpus)
-        self.model = model.load().to("cuda" if workers.gpus else "cpu")
-        self.origin, self.store, self.attempts = model.origin, store, attempts
+        placed: PlacedModel = ray.get(model)
+        self.model = placed.load().to("cuda" if workers.gpus else "cpu")
+        self.origin, self.store, self.attempts = placed.origin, store, attempts
         self.files = (*FILES, "probabilities.nii.gz") if probabilities else FILES
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
