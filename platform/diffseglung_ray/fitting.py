@@ -49,6 +49,8 @@ def gather_cells(
         num_cpus=cpus_beside_readers(workers),
         num_gpus=workers.gpus,
     )
+    # Always the same batches: a convolution's last bits depend on how many patches it is given at once.
+    sampled.context.execution_options.preserve_order = True
     schema = cells_schema(width(student, features))
     parts = [
         as_schema(part, schema) for part in sampled.iter_batches(batch_size=None, batch_format="pyarrow")

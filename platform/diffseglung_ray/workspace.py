@@ -33,7 +33,8 @@ class Workspace:
     def read(self, columns: Sequence[str], seed: int | None = None) -> ray.data.Dataset:
         """The patches as a stream of rows of `patches_schema`; the files in an order drawn from `seed`."""
         shuffle = None if seed is None else ray.data.FileShuffleConfig(seed, reseed_after_execution=False)
-        return ray.data.read_parquet(self.store.path("patches"), columns=list(columns), shuffle=shuffle)
+        rows = ray.data.read_parquet(self.store.path("patches"), shuffle=shuffle)
+        return rows.select_columns(list(columns))
 
 
 def open_workspace(place: str, config: Config) -> Workspace:

@@ -14,6 +14,8 @@ from made_model import make_cohort
 from diffseglung.config import recipe
 from diffseglung.schemas import patches_schema
 
+pytestmark = pytest.mark.timeout(900)  # each job starts a Ray of its own
+
 JOBS = Path(__file__).parents[2] / "jobs"
 SMALL = ("--recipe", "smoke", "--set", "resources.local_cpus=2", "--set", "resources.object_store_mb=200")
 
@@ -22,7 +24,7 @@ def run(job: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "MLFLOW_TRACKING_URI")}
     command = [sys.executable, str(JOBS / f"{job}.py"), *arguments]
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=290, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False
     )
 
 

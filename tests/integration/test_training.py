@@ -25,6 +25,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SMOKE = load_config("smoke")
 
+pytestmark = pytest.mark.timeout(900)  # several trainings, each with processes to start
+
 
 @pytest.fixture(scope="module")
 def workspace(cohort: Path) -> str:

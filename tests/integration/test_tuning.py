@@ -19,6 +19,8 @@ from diffseglung_ray.tuning import RUNGS, Best, short, split_cases, tune
 SMOKE = load_config("smoke")
 TRIALS = 2
 
+pytestmark = pytest.mark.timeout(900)  # a sweep and a training, with processes to start
+
 
 @pytest.fixture(scope="module")
 def workspace(cohort: Path) -> Path:
