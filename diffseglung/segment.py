@@ -13,12 +13,12 @@ from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.features import extract
-from diffseglung.grid import resample_map
+from diffseglung.grid import resample_labels, resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
-from diffseglung.refine import sobel_diffusion, temper
+from diffseglung.refine import lung_box, sobel_diffusion, temper
 from diffseglung.tissue import VOXEL_HU, scan_reference
 from diffseglung.volume import Volume
 
@@ -40,11 +40,15 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Observation:
-    """All that is known of a scan before anything is decided: what every mode of the mixture shares."""
+    """All that is known of a scan before anything is decided: what every mode of the mixture shares.
+
+    `cavities` is bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
+    """
 
     volume: Volume
     anatomy: Anatomy
     scan: Scan
+    cavities: np.ndarray
     cells: Cells
     features: np.ndarray
     watch: Stopwatch
@@ -85,11 +89,13 @@ def observe(
     with watch("anatomy"):
         anatomy = find_anatomy(volume, config.anatomy, lungs)
         scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
+    with watch("cavities"):
+        cavities = enclosed_air(volume, anatomy, config)
     with watch("cells"):
         cells = describe_cells(scan, config.patches, config.teacher)
     with watch("features"):
         features = extract(model.student, scan, config.patches, config.features, progress)
-    return Observation(volume, anatomy, scan, cells, features, watch)
+    return Observation(volume, anatomy, scan, cavities, cells, features, watch)
 
 
 def decide(seen: Observation, model: Model, mode: str | None = None, *, refined: bool = True) -> Segmentation:
@@ -106,7 +112,7 @@ def decide(seen: Observation, model: Model, mode: str | None = None, *, refined:
             anchored = sobel_diffusion(
                 anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine
             )
-        posteriors = with_cavities(anchored, scan, config)
+        posteriors = with_cavities(anchored, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)
     inside = posteriors[:, scan.lungs]
@@ -151,10 +157,22 @@ def to_voxels(coarse: np.ndarray, scan: Scan) -> np.ndarray:
     return fine * scan.lungs
 
 
-def with_cavities(posteriors: np.ndarray, scan: Scan, config: Config) -> np.ndarray:
+def enclosed_air(volume: Volume, anatomy: Anatomy, config: Config) -> np.ndarray:
+    """Cavities on the volume's own grid, where their walls are still thin and whole: bool (z, y, x)."""
+    cavities = np.zeros(volume.shape, bool)
+    box = lung_box(anatomy.lungs)
+    if box is not None:
+        found = find_cavities(
+            volume.hu[box], anatomy.lungs[box], anatomy.airways[box], volume.spacing_mm, config.cavity
+        )
+        cavities[box] = found & ~anatomy.airways[box]
+    return cavities
+
+
+def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """A cavity is no cluster but air that dense tissue encloses: where one is found, it is certain."""
-    cavity = find_cavities(scan.hu, scan.lungs, scan.airways, config.patches.spacing_mm, config.cavity)
-    if cavity.any():
+    if seen.cavities.any():
+        cavity = resample_labels(seen.cavities, seen.volume.grid, seen.scan.grid) > 0
         posteriors[:, cavity] = 0
         posteriors[Tissue.CAVITY - 1, cavity] = 1
     return posteriors
@@ -169,9 +187,11 @@ def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     best = np.zeros(target.shape, np.float32)
     labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
     for tissue, posterior in zip(TISSUES, posteriors, strict=True):
+        if tissue == Tissue.CAVITY:
+            continue  # known on this very grid
         fine = resample_map(posterior, seen.scan.grid, target)
         better = lungs & (fine > best)
         labels[better] = tissue
         best[better] = fine[better]
-    cavity = resample_map(posteriors[Tissue.CAVITY - 1], seen.scan.grid, target) > 0.5
-    return np.where(cavity & ~seen.anatomy.airways, np.uint8(Tissue.CAVITY), labels)
+    labels[seen.cavities] = Tissue.CAVITY
+    return labels

@@ -92,11 +92,17 @@ def case_workers(resources: ResourceConfig) -> Workers:
 
 
 def train_workers(resources: ResourceConfig) -> Workers:
-    """Training processes: as many as asked for; otherwise one for each GPU, or one."""
+    """Training processes: as many as asked for; otherwise one for each GPU, or one with all CPUs of a node."""
     available = ray.cluster_resources()
     gpus = _gpus_per_worker(resources, available)
     count = resources.workers or (max(1, int(available.get("GPU", 0) // gpus)) if gpus else 1)
-    return Workers(count, resources.cpus_per_worker, gpus, None)
+    alone = not resources.workers and not gpus
+    cpus = max(resources.cpus_per_worker, _cpus_of_largest_node()) if alone else resources.cpus_per_worker
+    return Workers(count, cpus, gpus, None)
+
+
+def _cpus_of_largest_node() -> int:
+    return max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
 
 
 def _gpus_per_worker(resources: ResourceConfig, available: dict[str, float]) -> float:
