@@ -4,8 +4,12 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from diffseglung.model import Model
 
 EXAMPLES = """examples:
   diffseglung segment chest.nii.gz --model demo/model --out chest-out
@@ -59,7 +63,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def run(args: argparse.Namespace, model: "Model") -> None:  # noqa: F821
+def run(args: argparse.Namespace, model: "Model") -> None:
     """Read, segment, write, and say what came out."""
     from diffseglung import report
     from diffseglung.config import digest

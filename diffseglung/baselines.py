@@ -86,7 +86,9 @@ def radiomic_kmeans(
         inside = np.asarray(lungs[box], dtype=bool)
         step = tuple(max(1, round(STEP_MM / mm)) for mm in spacing_mm)
         size = tuple(max(s, round(WINDOW_MM / mm)) for s, mm in zip(step, spacing_mm, strict=True))
-        windows = describe_windows(hu[box], inside, size_vox=size, step_vox=step)
+        windows = describe_windows(
+            hu[box], inside, size_vox=(size[0], size[1], size[2]), step_vox=(step[0], step[1], step[2])
+        )
         known = np.isfinite(windows).all(axis=-1)
         cells = np.full(known.shape, Tissue.HEALTHY, np.uint8)
         if known.sum() > COMPONENTS:

@@ -117,7 +117,7 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
         core = (labels[near] == label).view(np.uint8)
         lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[near]
         if config.min_ml <= lumen.sum() * voxel_ml <= config.max_ml:
-            yield lumen, near
+            yield lumen, (near[0], near[1], near[2])
 
 
 def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:

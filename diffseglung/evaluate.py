@@ -246,9 +246,11 @@ def _line(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _two(value: float) -> str:
+def _two(value: object) -> str:
+    value = float(value)  # type: ignore[arg-type]
     return "-" if not np.isfinite(value) else f"{value:.2f}".removeprefix("0")
 
 
-def _one(value: float) -> str:
+def _one(value: object) -> str:
+    value = float(value)  # type: ignore[arg-type]
     return "-" if not np.isfinite(value) else f"{value:.1f}"

@@ -69,14 +69,14 @@ def extract(
     stride, size = student.config.stride_vox, patches.size_vox
     shape = tuple(n // stride for n in scan.hu.shape)
     generator = torch.Generator().manual_seed(config.seed)
-    noise = torch.randn(scan.hu.shape, generator=generator)
+    noise = torch.randn(scan.hu.shape, generator=generator).numpy()
     corners = tile_corners(scan.lungs, size, patches.overlap, stride)
 
     def tiles() -> Iterable:
         for start in progress(range(0, len(corners), config.tiles)):
             some = corners[start : start + config.tiles]
             hu, lungs = (np.stack([cut(a, c, size) for c in some]) for a in (scan.hu, scan.lungs))
-            eps = torch.stack([cut(noise, c, size) for c in some])
+            eps = torch.from_numpy(np.stack([cut(noise, c, size) for c in some]))
             for corner, tile in zip(some, encode(student, hu, lungs, eps, config), strict=True):
                 yield tuple(c // stride for c in corner), tile
 

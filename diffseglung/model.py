@@ -76,7 +76,7 @@ class Model:
             raise ValueError(
                 f"{folder} was taught by other descriptors than this version computes; train it again"
             )
-        config = from_dict(description["config"])
+        config: Config = from_dict(description["config"])
         standardiser = Standardiser.from_dict(description["teacher"]["standardiser"])
         student = Student(config.student)
         load_weights(student, weights)

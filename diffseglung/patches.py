@@ -74,7 +74,7 @@ def to_scan(volume: Volume, anatomy: Anatomy, config: PatchConfig, stride_vox: i
         length = max(high - low, config.size_vox[axis])
         window.append(slice(low, high))
         pad.append((0, -(-length // stride_vox) * stride_vox - (high - low)))
-    box = tuple(window)
+    box = (window[0], window[1], window[2])
     grid = crop_grid(whole.grid, box)
     shape = tuple(s.stop - s.start + p[1] for s, p in zip(box, pad, strict=True))
     labels = np.pad(labels[box], pad)

@@ -6,7 +6,7 @@ import pyarrow as pa
 from diffseglung.anatomy import find_anatomy
 from diffseglung.cells import core, describe_cells
 from diffseglung.config import Config
-from diffseglung.patches import Corner, cut, sample_corners, seed_of, to_scan
+from diffseglung.patches import Corner, Shape, cut, sample_corners, seed_of, to_scan
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import describe_patches, describe_windows
 from diffseglung.tissue import scan_reference
@@ -67,9 +67,7 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
     )
 
 
-def cut_cells(
-    grid: np.ndarray, corner: Corner, size: tuple[int, ...], cell_vox: tuple[int, ...]
-) -> np.ndarray:
+def cut_cells(grid: np.ndarray, corner: Corner, size: Shape, cell_vox: Shape) -> np.ndarray:
     """What lies under a patch on a coarser grid whose cells have `cell_vox` voxels."""
-    at = tuple(c // n for c, n in zip(corner, cell_vox, strict=True))
-    return cut(grid, at, tuple(s // n for s, n in zip(size, cell_vox, strict=True)))
+    at, cells = (tuple(a // n for a, n in zip(axes, cell_vox, strict=True)) for axes in (corner, size))
+    return cut(grid, (at[0], at[1], at[2]), (cells[0], cells[1], cells[2]))

@@ -48,8 +48,8 @@ class CaseResult:
             if f.name != "tissue_ml":
                 row[f.name] = getattr(self, f.name)
                 continue
-            ml = self.tissue_ml or (None,) * len(TISSUES)
-            total = sum(ml) if self.tissue_ml else 0
+            ml: tuple[float | None, ...] = self.tissue_ml or (None,) * len(TISSUES)
+            total = sum(self.tissue_ml or ())
             row |= {f"{t.key}_ml": v for t, v in zip(TISSUES, ml, strict=True)}
             row |= {
                 f"{t.key}_pct": None if v is None or not total else 100 * v / total

@@ -53,7 +53,7 @@ class FeatureUNet(DiffusionModelUNet):
     def decode(self, h: torch.Tensor, skips: list[torch.Tensor], embedding: torch.Tensor) -> torch.Tensor:
         """From the bottleneck back to the input's grid."""
         for block in self.up_blocks:
-            split = len(skips) - len(block.resnets)
+            split = len(skips) - len(list(block.get_submodule("resnets")))  # type: ignore[call-overload]
             h = block(hidden_states=h, res_hidden_states_list=skips[split:], temb=embedding, context=None)
             skips = skips[:split]
         return self.out(h)

@@ -58,13 +58,13 @@ def generate_samples(
     samples = generate(trained, count, seed, lungs=lungs)
     for i, sample in enumerate(samples):
         _write_sample(store, f"samples/sample-{i:04d}.nii.gz", sample, trained.config)
-    measured = fidelity(
+    measured: dict[str, Any] = fidelity(
         samples,
         first["hu"],
-        second and second["hu"],
+        second["hu"] if second else None,
         generated_lungs=lungs,
         real_lungs=first["lungs"],
-        real_b_lungs=second and second["lungs"],
+        real_b_lungs=second["lungs"] if second else None,
         config=trained.config.teacher,
     )
     measured |= {

@@ -41,7 +41,8 @@ def fetch_public_scans(folder: Path) -> Path:
         tarfile.open(_download(scratch)) as archive,
     ):
         for name, member, digest in FILES:
-            content = archive.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{member}").read()
+            file = archive.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{member}")
+            content = file.read() if file else b""
             if sha256(content).hexdigest() != digest:
                 raise NotFetched(f"{member} of {PACKAGE} {VERSION} is not the file that was published.")
             (folder / name).write_bytes(content)

@@ -347,8 +347,10 @@ def _signature() -> Any:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 
-    inputs = [ColSpec("string", "image"), ColSpec("string", "out", required=False)]
-    outputs = [ColSpec("string" if pa.types.is_string(f.type) else "double", f.name, False) for f in RESULTS]
+    inputs: list[Any] = [ColSpec("string", "image"), ColSpec("string", "out", required=False)]
+    outputs: list[Any] = [
+        ColSpec("string" if pa.types.is_string(f.type) else "double", f.name, False) for f in RESULTS
+    ]
     return ModelSignature(inputs=Schema(inputs), outputs=Schema(outputs))
 
 

@@ -175,7 +175,7 @@ def _distil(
     job: Job, workspace: Workspace, config: RunConfig, workers: Workers, run: Run
 ) -> tuple[Student, dict[str, float]]:
     """The trained student (its moving average) and the last metrics."""
-    mailbox = Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
     trainer = TorchTrainer(
         train_process,
@@ -186,14 +186,16 @@ def _distil(
             storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
-            callbacks=[Relay(mailbox)],
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=[Relay(mailbox)],  # type: ignore[list-item]
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
         datasets={"patches": workspace.read(COLUMNS, seed=job.train.seed)},
         dataset_config=ray.train.DataConfig(execution_options=options),
     )
     result = follow(trainer.fit, mailbox, run, job.train.steps)
     student = Student(job.student)
+    assert result.checkpoint, "the last step always leaves a checkpoint"
+    assert result.metrics, "and metrics with it"
     student.load_state_dict(_load(result.checkpoint)["ema"])
     metrics = {key: float(value) for key, value in result.metrics.items() if isinstance(value, int | float)}
     return student.eval().requires_grad_(False), metrics
@@ -202,7 +204,7 @@ def _distil(
 def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
     fewest = config.resources.min_workers
     return ray.train.ScalingConfig(
-        num_workers=(fewest, workers.count) if fewest and fewest < workers.count else workers.count,
+        num_workers=(fewest, workers.count) if fewest and fewest < workers.count else workers.count,  # type: ignore[arg-type]
         use_gpu=workers.gpus > 0,
         resources_per_worker={
             "CPU": cpus_beside_readers(workers),
@@ -218,10 +220,10 @@ def train_process(config: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = fit_to(job.train, world)
-    init = Student(job.student) if job.init else None
-    if init is not None:
+    init = Student(job.student)
+    if job.init:
         init.load_state_dict(job.init)
-    run = Distillation(job.student, settings, job.standardiser, get_device(), init)
+    run = Distillation(job.student, settings, job.standardiser, get_device(), init if job.init else None)
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         run.load_state_dict(_load(checkpoint, run.device))
@@ -277,7 +279,6 @@ def stream(shard: DataIterator, job: Job, train: TrainConfig, world: int, step: 
         epoch, passed = epoch + 1, 0
 
 
-@ray.remote(num_cpus=0)
 class Mailbox:
     """Reports on their way from the controller to the driver."""
 

@@ -139,9 +139,9 @@ def short(config: Config) -> Config:
     """The same distillation in a quarter of the steps, its warm-up as early in proportion."""
     train = config.train
     steps = max(RUNGS, int(train.steps * SHORT))
-    warmup = tuple(int(step * steps / train.steps) for step in train.warmup)
+    start, end = (int(step * steps / train.steps) for step in train.warmup)
     lr_warmup = int(train.lr_warmup * steps / train.steps)
-    return replace(config, train=replace(train, steps=steps, warmup=warmup, lr_warmup=lr_warmup))
+    return replace(config, train=replace(train, steps=steps, warmup=(start, end), lr_warmup=lr_warmup))
 
 
 def timestep_sets(config: Config) -> list[tuple[int, ...]]:
@@ -307,7 +307,7 @@ class Diary(ray_tune.Callback):
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Row, **info: Any) -> None:
         """A trial has reached a rung."""
         run = self._run(trial)
-        row = {name: result.get(name) for name in SWEEP.names if name not in ("trial", "run_id")}
+        row: Row = {name: result.get(name) for name in SWEEP.names if name not in ("trial", "run_id")}
         self.rows.append(row | trial.config | {"trial": trial.trial_id, "run_id": run.id})
         run.log_metrics(
             row["step"], {key: row[key] for key in ("retrieval", "silhouette", "score", "seconds")}

@@ -54,4 +54,6 @@ def test_the_pleura_does_not_fade(observation):
 
 
 def test_seconds_are_told_by_stage(segmentation):
-    assert {"anatomy", "cavities", "cells", "features", "mixture", "refine", "labels"} <= set(segmentation.seconds)
+    assert {"anatomy", "cavities", "cells", "features", "mixture", "refine", "labels"} <= set(
+        segmentation.seconds
+    )
