@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import ray
 import ray.data
 
 from diffseglung_ray.config import ResourceConfig, WrongArgument
+
+KNOWN_NOISE = b"ray/issues/53727"
 
 # Hours may pass on one very large case; Ray Data's own limit of 30 minutes would call that a hang.
 NO_PROGRESS_TIMEOUT_S = 6 * 3600.0
@@ -39,6 +44,7 @@ def ray_cluster(resources: ResourceConfig) -> Iterator[None]:
         _quieten()
         yield
         return
+    _drop_known_noise()
     if os.environ.get("RAY_ADDRESS"):
         ray.init(logging_level=logging.WARNING, log_to_driver=False)
     else:
@@ -54,6 +60,8 @@ def _start(resources: ResourceConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # That the cluster asks for a token is as it should be, and no reason for a warning.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    # Training's helpers are many and idle; Ray warns at four times this number of processes.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
     ray.init(
         address="local",
         num_cpus=resources.local_cpus or None,
@@ -62,6 +70,28 @@ def _start(resources: ResourceConfig) -> None:
         logging_level=logging.WARNING,
         log_to_driver=False,
     )
+
+
+@cache
+def _drop_known_noise() -> None:
+    """Keep one line of Ray's compiled code from the terminal: it is written for every pool of actors.
+
+    It says that an actor whose arguments are lost cannot be restarted; ours hold theirs until the end. Python's
+    own stderr is left as it is, and everything else that is written there passes.
+    """
+    terminal = os.dup(2)
+    sys.stderr = os.fdopen(terminal, "w", buffering=1, errors="backslashreplace")
+    read, write = os.pipe()
+    os.dup2(write, 2)
+    os.close(write)
+
+    def forward() -> None:
+        with os.fdopen(read, "rb") as lines:
+            for line in lines:
+                if KNOWN_NOISE not in line:
+                    os.write(terminal, line)
+
+    threading.Thread(target=forward, name="stderr", daemon=True).start()
 
 
 def _quieten() -> None:
