@@ -56,6 +56,8 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
         "roughness": [reference.log_roughness] * n,
     }
     schema = patches_schema(config.patches, config.student)
+    lung_ml = f"{anatomy.right_ml + anatomy.left_ml:.3f}".encode()
+    schema = schema.with_metadata({**schema.metadata, b"lung_ml": lung_ml})
     return pa.Table.from_arrays(
         [
             pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(columns[field.name]))
