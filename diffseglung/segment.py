@@ -98,7 +98,7 @@ def observe(
     return Observation(volume, anatomy, scan, cavities, cells, features, watch)
 
 
-def decide(seen: Observation, model: Model, mode: str | None = None, *, refined: bool = True) -> Segmentation:
+def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmentation:
     """Mixture, neighbours, cavities and boundaries: what each voxel is."""
     config, scan, watch = model.config, seen.scan, Stopwatch(dict(seen.watch.seconds))
     mode = mode or config.mixture.mode
@@ -108,10 +108,7 @@ def decide(seen: Observation, model: Model, mode: str | None = None, *, refined:
     with watch("refine"):
         centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
         anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
-        if refined:
-            anchored = sobel_diffusion(
-                anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine
-            )
+        anchored = sobel_diffusion(anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
         posteriors = with_cavities(anchored, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)

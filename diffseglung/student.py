@@ -148,11 +148,6 @@ class DistillationNetwork(nn.Module):
         )
 
 
-def parameters_m(module: nn.Module) -> float:
-    """Millions of parameters."""
-    return sum(p.numel() for p in module.parameters()) / 1e6
-
-
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     """Fill a module, refusing weights of another architecture in words."""
     try:

@@ -1,4 +1,4 @@
-"""The whole road on this machine, in about a quarter of an hour on two CPU cores: what `make demo` runs.
+"""The whole road on this machine: what `make demo` runs. A quarter of an hour is its goal, not yet measured.
 
 Phantoms with known truth and two public CTs, patches and teacher, distillation, mixture, registry, segmentation
 from models:/diffseglung@candidate, scores beside the label-free baselines, report.
