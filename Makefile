@@ -17,7 +17,7 @@ demo: install
 	@$(BIN)/python jobs/demo.py --out demo
 
 test: install
-	@$(BIN)/python -m pytest --quiet
+	@$(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 
 lint: install
 	@$(BIN)/ruff check .

@@ -46,11 +46,11 @@ def generate_samples(
     )
     if count < 1:
         raise WrongArgument(f"--count {count} must be at least 1")
-    store = Store.at(out)
-    store.check("out")
     with tempfile.TemporaryDirectory() as folder:
         trained = Model.load(fetch_model(model, Path(folder)).path)
     config = configure(trained.config)
+    store = Store.at(out)
+    store.check("out")
     real = _prepared(workspace, config) if workspace else _phantoms(count, seed, config.method)
     first, second = _halves(real)
     drawn = np.random.default_rng(seed).integers(len(first["hu"]), size=count)

@@ -1,6 +1,7 @@
 """Jobs are run as a user runs them: as programs of their own, each with a small Ray of its own."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -40,6 +41,28 @@ def run_job(tmp_path: Path) -> Job:
         )
 
     return run
+
+
+@pytest.fixture
+def call_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """As `run_job`, inside this process: for what ends before Ray starts, where a new program mostly imports."""
+
+    def call(name: str, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        script = str(ROOT / "jobs" / f"{name}.py")
+        monkeypatch.chdir(tmp_path)
+        for key in [key for key in os.environ if key.startswith(("RAY_", "MLFLOW_"))]:
+            monkeypatch.delenv(key)
+        for key, value in env.items():
+            monkeypatch.setenv(key, value)
+        monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path(script, run_name="__main__")
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(sys.argv, int(ended.value.code or 0), said.out, said.err)
+
+    return call
 
 
 @pytest.fixture(scope="session")

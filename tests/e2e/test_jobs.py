@@ -19,11 +19,13 @@ def only_line(text: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["prepare", "segment", "evaluate"])
-def test_help_shows_examples(name: str, run_job: Job) -> None:
-    ended = run_job(name, "--help", small=False)
+@pytest.mark.parametrize(
+    "name", ["phantom", "prepare", "train", "tune", "segment", "evaluate", "generate", "demo"]
+)
+def test_help_shows_examples(name: str, call_job: Job) -> None:
+    ended = call_job(name, "--help")
     assert ended.returncode == 0
-    assert f"python jobs/{name}.py --cohort" in ended.stdout
+    assert f"python jobs/{name}.py --" in ended.stdout
 
 
 WRONG = [
@@ -35,28 +37,40 @@ WRONG = [
     ("segment", ["--cohort", "COHORT", "--model", "models:/nobody@home", "--out", "o"], "nobody"),
     ("segment", ["--cohort", "COHORT", "--model", "m", "--out", "o", "--max-failed", "7"], "fraction"),
     ("evaluate", ["--cohort", ".", "--out", "o"], "holds no scan"),
+    ("train", ["--workspace", "nowhere"], "run jobs/prepare.py"),
+    ("train", ["--workspace", "w", "--set", "train.batch=0"], "train.batch 0"),
+    ("tune", ["--workspace", "nowhere", "--trials", "0"], "--trials 0"),
+    ("generate", ["--model", "nowhere", "--out", "o"], "no model folder at nowhere"),
+    ("generate", ["--model", "models:/diffseglung@best", "--out", "o"], "no model 'diffseglung'"),
 ]
 
 
 @pytest.mark.parametrize(("name", "words", "said"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_wrong_argument_ends_2_with_one_line(
-    name: str, words: list[str], said: str, cohort: Path, run_job: Job, tmp_path: Path
+    name: str, words: list[str], said: str, cohort: Path, call_job: Job, tmp_path: Path
 ) -> None:
-    ended = run_job(name, *(str(cohort) if word == "COHORT" else word for word in words), small=False)
+    ended = call_job(name, *(str(cohort) if word == "COHORT" else word for word in words))
     assert ended.returncode == 2
     assert said in only_line(ended.stderr)
+    assert ended.stdout == ""
     assert not {"w", "o"} & {path.name for path in tmp_path.iterdir()}
 
 
-def test_in_a_submitted_job_what_would_vanish_is_refused(cohort: Path, run_job: Job, tmp_path: Path) -> None:
+def test_in_a_submitted_job_what_would_vanish_is_refused(cohort: Path, call_job: Job, tmp_path: Path) -> None:
     submitted = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
-    ended = run_job("prepare", "--cohort", cohort, "--workspace", "w", small=False, **submitted)
+    ended = call_job("prepare", "--cohort", cohort, "--workspace", "w", **submitted)
     assert ended.returncode == 2
     assert "--workspace w is a relative path" in only_line(ended.stderr)
     words = ["--cohort", cohort, "--model", "models:/diffseglung@champion", "--out", tmp_path / "o"]
-    ended = run_job("segment", *words, small=False, **submitted)
+    ended = call_job("segment", *words, **submitted)
     assert ended.returncode == 2
     assert "needs MLFLOW_TRACKING_URI" in only_line(ended.stderr)
+
+
+def test_a_program_of_its_own_says_its_one_line_too(run_job: Job) -> None:
+    ended = run_job("segment", "--cohort", ".", "--model", "no-model", "--out", "o", small=False)
+    assert ended.returncode == 2
+    only_line(ended.stderr)
 
 
 def test_prepare_then_the_same_again(cohort: Path, run_job: Job, tmp_path: Path) -> None:

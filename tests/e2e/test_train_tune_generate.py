@@ -91,30 +91,3 @@ def test_tune_leaves_a_table_and_an_alias(trained: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "models:/diffseglung@tuned" in done.stdout
     assert pq.read_table(trained / "work" / "sweep.parquet").num_rows >= 1
-
-
-@pytest.mark.parametrize(
-    ("job", "arguments", "words"),
-    [
-        ("train", ("--workspace", "nowhere"), "run jobs/prepare.py"),
-        ("train", ("--workspace", "w", "--set", "train.batch=0"), "train.batch 0"),
-        ("tune", ("--workspace", "nowhere", "--trials", "0"), "--trials 0"),
-        ("generate", ("--model", "nowhere", "--out", "made"), "no model folder at nowhere"),
-        ("generate", ("--model", "models:/diffseglung@best", "--out", "made"), "no model 'diffseglung'"),
-    ],
-)
-def test_a_wrong_argument_ends_2_with_one_line(
-    tmp_path: Path, job: str, arguments: tuple[str, ...], words: str
-) -> None:
-    done = run(job, *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert words in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
-
-
-def test_help_shows_how_it_is_used() -> None:
-    for job in ("train", "tune", "generate"):
-        done = run(job, "--help", cwd=JOBS)
-        assert done.returncode == 0
-        assert f"python jobs/{job}.py --" in done.stdout
