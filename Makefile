@@ -16,6 +16,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/python jobs/demo.py --out demo
 
+# Two processes, since each that runs integration tests holds a Ray; a file stays whole, as its fixtures are costly.
 test: install
 	@$(BIN)/python -m pytest --quiet -n 2 --dist loadfile
 

@@ -49,9 +49,9 @@ def generate_samples(
     with tempfile.TemporaryDirectory() as folder:
         trained = Model.load(fetch_model(model, Path(folder)).path)
     config = configure(trained.config)
+    real = _prepared(workspace, config) if workspace else _phantoms(count, seed, config.method)
     store = Store.at(out)
     store.check("out")
-    real = _prepared(workspace, config) if workspace else _phantoms(count, seed, config.method)
     first, second = _halves(real)
     drawn = np.random.default_rng(seed).integers(len(first["hu"]), size=count)
     lungs = first["lungs"][drawn] > 0

@@ -24,17 +24,10 @@ Job = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run_job(tmp_path: Path) -> Job:
-    """`run_job("segment", "--out", ...)` from an empty folder; `small=False` leaves the resources out."""
+    """`run_job("segment", "--out", ...)` from an empty folder."""
 
-    def run(
-        name: str, *words: str | Path, small: bool = True, **env: str
-    ) -> subprocess.CompletedProcess[str]:
-        command = [
-            sys.executable,
-            str(ROOT / "jobs" / f"{name}.py"),
-            *map(str, words),
-            *(SMALL if small else ()),
-        ]
+    def run(name: str, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(ROOT / "jobs" / f"{name}.py"), *map(str, words), *SMALL]
         clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "MLFLOW_"))}
         return subprocess.run(
             command, cwd=tmp_path, env=clean | env, capture_output=True, text=True, timeout=280, check=False
@@ -44,9 +37,7 @@ def run_job(tmp_path: Path) -> Job:
 
 
 @pytest.fixture
-def call_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[str]]:
+def call_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Job:
     """As `run_job`, inside this process: for what ends before Ray starts, where a new program mostly imports."""
 
     def call(name: str, *words: str | Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -42,14 +42,16 @@ WRONG = [
     ("tune", ["--workspace", "nowhere", "--trials", "0"], "--trials 0"),
     ("generate", ["--model", "nowhere", "--out", "o"], "no model folder at nowhere"),
     ("generate", ["--model", "models:/diffseglung@best", "--out", "o"], "no model 'diffseglung'"),
+    ("generate", ["--model", "MODEL", "--out", "o", "--workspace", "nowhere"], "run jobs/prepare.py"),
 ]
 
 
 @pytest.mark.parametrize(("name", "words", "said"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_wrong_argument_ends_2_with_one_line(
-    name: str, words: list[str], said: str, cohort: Path, call_job: Job, tmp_path: Path
+    name: str, words: list[str], said: str, cohort: Path, model: Path, call_job: Job, tmp_path: Path
 ) -> None:
-    ended = call_job(name, *(str(cohort) if word == "COHORT" else word for word in words))
+    real = {"COHORT": str(cohort), "MODEL": str(model)}
+    ended = call_job(name, *(real.get(word, word) for word in words))
     assert ended.returncode == 2
     assert said in only_line(ended.stderr)
     assert ended.stdout == ""
@@ -68,9 +70,9 @@ def test_in_a_submitted_job_what_would_vanish_is_refused(cohort: Path, call_job:
 
 
 def test_a_program_of_its_own_says_its_one_line_too(run_job: Job) -> None:
-    ended = run_job("segment", "--cohort", ".", "--model", "no-model", "--out", "o", small=False)
+    ended = run_job("segment", "--cohort", ".", "--model", "no-model", "--out", "o")
     assert ended.returncode == 2
-    only_line(ended.stderr)
+    assert "holds no scan" in only_line(ended.stderr)
 
 
 def test_prepare_then_the_same_again(cohort: Path, run_job: Job, tmp_path: Path) -> None:
