@@ -233,8 +233,11 @@ def check_version(version: RegisteredModel, scan: Path | None, run: Run | None =
             raise ValueError(f"it holds pickled files: {', '.join(pickled)}")
         if scan is None:
             return
+        # A copy: loaded where a local registry keeps it, Python would leave its bytecode among the model's files.
+        copy = folder / "served"
+        copy.mkdir()
         with _without_advice():
-            served = mlflow.pyfunc.load_model(version.uri)
+            served = mlflow.pyfunc.load_model(version.uri, dst_path=str(copy))
         row = served.predict(pd.DataFrame([{"image": str(scan), "out": str(folder / "cases")}])).iloc[0]
         if row["status"] != "ok":
             raise ValueError(f"it does not segment a test scan: {row['reason']}")
