@@ -233,7 +233,7 @@ def check_version(version: RegisteredModel, scan: Path | None, run: Run | None =
             raise ValueError(f"it holds pickled files: {', '.join(pickled)}")
         if scan is None:
             return
-        # A copy: loaded where a local registry keeps it, Python would leave its bytecode among the model's files.
+        # A copy: loaded where a local registry keeps it, MLflow and Python leave files of theirs there.
         copy = folder / "served"
         copy.mkdir()
         with _without_advice():

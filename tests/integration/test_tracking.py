@@ -61,7 +61,7 @@ def test_a_registered_model_holds_no_pickle_and_one_line_of_code(
 ) -> None:
     files = [p for p in (registry / "mlartifacts" / "models").rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".safetensors", ".json", ".yaml", ".txt", ".py", ""}
-    assert {p.name for p in files if not p.suffix} == {"MLmodel", "registered_model_meta"}
+    assert {p.name for p in files if not p.suffix} == {"MLmodel"}
     (code,) = (p for p in files if p.suffix == ".py")
     assert code.read_text().split('"""')[2].split() == [
         *["from", "diffseglung_ray.tracking", "import", "serve"],
