@@ -78,6 +78,13 @@ class CellTable(NamedTuple):
         reference = Reference(table["mode_hu"].to_numpy(), table["roughness"].to_numpy())
         return cls(tensor("evidence"), tensor("descriptors"), tensor("features"), reference)
 
+    def rows(self, which: np.ndarray) -> "CellTable":
+        """Some of the cells, by number."""
+        mode_hu, rough = (r[which] if isinstance(r, np.ndarray) else r for r in self.reference)
+        return CellTable(
+            self.evidence[which], self.descriptors[which], self.features[which], Reference(mode_hu, rough)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
@@ -112,14 +119,20 @@ class Mixture:
 
     def _project(self, cells: CellTable, mode: str) -> np.ndarray:
         """Coordinates (n, d) in which the tissues are Gaussian: descriptor axes, physics, feature axes."""
-        a = self.arrays
-        parts = [
-            (self.standardiser.apply(cells.descriptors) - a["descriptors.mean"]) @ a["descriptors.axes"].T,
-            physics(cells),
-        ]
+        parts = [self.descriptor_axes(cells), physics(cells)]
         if mode == "anchored_distilled":
-            parts.append((cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T)
+            parts.append(self.feature_axes(cells))
         return np.concatenate(parts, axis=1).astype(np.float64)
+
+    def descriptor_axes(self, cells: CellTable) -> np.ndarray:
+        """Principal components (n, d) of the standardised descriptors."""
+        a = self.arrays
+        return (self.standardiser.apply(cells.descriptors) - a["descriptors.mean"]) @ a["descriptors.axes"].T
+
+    def feature_axes(self, cells: CellTable) -> np.ndarray:
+        """Principal components (n, d) of the student's standardised features."""
+        a = self.arrays
+        return (cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T
 
     def _published(self, cells: CellTable) -> np.ndarray:
         a = self.arrays

@@ -1,4 +1,4 @@
-"""From a trained student to its mixture: a bounded sample of cells, gathered over the cluster, fitted on the driver."""
+"""What a mixture is fitted on: a bounded sample of cells, gathered over the cluster by a trained student."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import ray.data
 import torch
 from ray.data import ActorPoolStrategy
 
-from diffseglung.config import Config
 from diffseglung.features import FeatureConfig, sample_cells, width
-from diffseglung.mixture import Mixture, fit_mixture
 from diffseglung.patches import seed_of
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
-from diffseglung.teacher import Standardiser
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.workspace import Workspace, cpus_beside_readers
 
@@ -22,14 +19,6 @@ MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published
 PATCHES_A_BATCH = 16
 PATCHES_A_WORKER = 256  # with fewer, starting another worker costs more than it saves
 COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "roughness")
-
-
-def fit(
-    student: Student, standardiser: Standardiser, config: Config, workspace: Workspace, workers: Workers
-) -> Mixture:
-    """Fit the mixture on cells drawn from all cases of a workspace. Errors: ValueError where there are too few."""
-    cells = gather_cells(student, config.features, workspace, workers)
-    return fit_mixture(cells, config.mixture, config.tissue, standardiser)
 
 
 def gather_cells(

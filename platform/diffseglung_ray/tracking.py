@@ -87,10 +87,14 @@ class Run:
         """The method's settings: searchable one by one, and whole as `config.json`."""
         mlflow = _mlflow()
         client = mlflow.MlflowClient()
-        client.log_dict(self.id, to_dict(config), "config.json")
+        self.log_json("config.json", to_dict(config))
         params = [mlflow.entities.Param(name, str(value)) for name, value in _flat(to_dict(config)).items()]
         for first in range(0, len(params), PARAMS_A_CALL):
             client.log_batch(self.id, params=params[first : first + PARAMS_A_CALL])
+
+    def log_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Plain values as a file of the run."""
+        _mlflow().MlflowClient().log_dict(self.id, dict(values), name)
 
     def log_pictures(self, pictures: Mapping[str, Path]) -> None:
         """Image files, to be looked at under `pictures` in the run."""

@@ -12,29 +12,35 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.train
 import torch
 from ray.data import DataIterator
 from ray.train.torch import TorchTrainer, get_device, prepare_model
+from safetensors.numpy import load_file, save_file
 
 from diffseglung.distill import Batch, Distillation, TrainConfig, distill
+from diffseglung.generate import sample
+from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
 from diffseglung.phantom import PhantomConfig, make_phantom
+from diffseglung.report.training import draw_clusters, draw_samples
 from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
-from diffseglung.teacher import Standardiser
+from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.volume import Volume, write_volume
 from diffseglung_ray.cases import use_threads
 from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
-from diffseglung_ray.fitting import fit
+from diffseglung_ray.fitting import gather_cells
 from diffseglung_ray.progress import progress
+from diffseglung_ray.reports import Mailbox, Relay, Report
 from diffseglung_ray.tracking import (
     RegisteredModel,
     Run,
@@ -54,9 +60,8 @@ SHUFFLE_BYTES = (
 REPORTS_A_RUN = 200
 SECONDS_BETWEEN_LOOKS = 0.5
 WORKER_FAILURES = 3
+SAMPLES, SAMPLES_DRAWN = "samples.safetensors", 6  # beside the last state: what the student draws
 CHECK_PHANTOM = PhantomConfig(size_vox=(48, 80, 80), spacing_mm=(5.0, 4.0, 4.0))
-
-Report = dict[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,25 +122,29 @@ def train(
         ) as run:
             if init:
                 run.tag(init=init)
-            student, metrics = _distil(job, workspace, config, workers, run)
-            model = fit_model(student, standardiser, config, workspace, workers, run, metrics)
+            run.log_json("standardiser.json", {"names": list(TEACHER.names), **standardiser.to_dict()})
+            student, metrics, drawn = _distil(job, workspace, config, workers, run)
+            cells = gather_cells(student, config.features, workspace, workers)
+            mixture = fit_mixture(cells, config.mixture, config.tissue, standardiser)
+            info = {
+                "run_id": run.id,
+                "patches": workspace.patches,
+                "steps": config.train.steps,
+                "metrics": metrics,
+            }
+            model = Model(config.method, student, standardiser, mixture, info)
+            log_pictures(run, drawn, cells, mixture)
             version = publish(model, run, config, alias or config.tracking.alias)
     return TrainedModel(version.version, version.uri, run.id, metrics)
 
 
-def fit_model(
-    student: Student,
-    standardiser: Standardiser,
-    config: RunConfig,
-    workspace: Workspace,
-    workers: Workers,
-    run: Run,
-    metrics: dict[str, float],
-) -> Model:
-    """The trained student with a mixture fitted on what it sees, and where both come from."""
-    mixture = fit(student, standardiser, config.method, workspace, workers)
-    info = {"run_id": run.id, "patches": workspace.patches, "steps": config.train.steps, "metrics": metrics}
-    return Model(config=config.method, student=student, standardiser=standardiser, mixture=mixture, info=info)
+def log_pictures(run: Run, drawn: dict[str, np.ndarray], cells: pa.Table, mixture: Mixture) -> None:
+    """What the student draws beside real patches, and how its cells cluster, to be looked at in the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = {name: Path(folder) / f"{name}.png" for name in ("samples", "clusters")}
+        draw_samples(pictures["samples"], drawn["real_hu"], drawn["sampled_hu"])
+        draw_clusters(pictures["clusters"], CellTable.from_arrow(cells), mixture)
+        run.log_pictures(pictures)
 
 
 def publish(model: Model, run: Run, config: RunConfig, alias: str) -> RegisteredModel:
@@ -173,8 +182,8 @@ def check_sizes(patches: int, train: TrainConfig, world: int) -> None:
 
 def _distil(
     job: Job, workspace: Workspace, config: RunConfig, workers: Workers, run: Run
-) -> tuple[Student, dict[str, float]]:
-    """The trained student (its moving average) and the last metrics."""
+) -> tuple[Student, dict[str, float], dict[str, np.ndarray]]:
+    """The trained student (its moving average), the last metrics, and patches drawn beside real ones."""
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
     trainer = TorchTrainer(
@@ -197,8 +206,10 @@ def _distil(
     assert result.checkpoint, "the last step always leaves a checkpoint"
     assert result.metrics, "and metrics with it"
     student.load_state_dict(_load(result.checkpoint)["ema"])
+    with result.checkpoint.as_directory() as folder:
+        drawn = load_file(Path(folder) / SAMPLES)
     metrics = {key: float(value) for key, value in result.metrics.items() if isinstance(value, int | float)}
-    return student.eval().requires_grad_(False), metrics
+    return student.eval().requires_grad_(False), metrics, drawn
 
 
 def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
@@ -229,14 +240,16 @@ def train_process(config: dict[str, Any]) -> None:
         run.load_state_dict(_load(checkpoint, run.device))
     network = prepare_model(run.network, move_to_device=False)
     batches = stream(ray.train.get_dataset_shard("patches"), job, settings, world, run.step)
+    first = next(batches)
     every = max(1, settings.steps // REPORTS_A_RUN)
     seen: list[Report] = []
-    for step, metrics in distill(run, batches, forward=network, rank=rank, world=world):
+    for step, metrics in distill(run, chain([first], batches), forward=network, rank=rank, world=world):
         seen.append(metrics)
         last = step == settings.steps
         if last or step % every == 0 or step % settings.checkpoint_every == 0:
             leaving = ray.train.get_preemption_info() is not None
-            report(run, seen, rank, world, keep=last or leaving or step % settings.checkpoint_every == 0)
+            keep = last or leaving or step % settings.checkpoint_every == 0
+            report(run, seen, rank, world, keep=keep, real=first if last else None)
             seen = []
 
 
@@ -246,8 +259,13 @@ def fit_to(train: TrainConfig, world: int) -> TrainConfig:
     return replace(train, batch=max(1, train.batch // share) * share)
 
 
-def report(run: Distillation, seen: list[Report], rank: int, world: int, *, keep: bool) -> None:
-    """Tell the controller the mean of the last metrics; every process does so equally often. `keep` saves the state."""
+def report(
+    run: Distillation, seen: list[Report], rank: int, world: int, *, keep: bool, real: Batch | None = None
+) -> None:
+    """Tell the controller the mean of the last metrics; every process does so equally often.
+
+    `keep` saves the state, and beside some of the patches `real`, if given, what the student draws for their lungs.
+    """
     metrics = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
     metrics |= {"step": run.step, "processes": world}
     if not (keep and rank == 0):
@@ -255,6 +273,10 @@ def report(run: Distillation, seen: list[Report], rank: int, world: int, *, keep
         return
     with tempfile.TemporaryDirectory() as folder:
         torch.save(run.state_dict(), Path(folder) / "state.pt")
+        if real is not None:
+            some = {name: real[name][:SAMPLES_DRAWN].numpy() for name in ("hu", "lungs")}
+            sampled = sample(run.ema.eval(), some["lungs"] > 0, run.config.seed)
+            save_file({"real_hu": some["hu"], "sampled_hu": sampled}, Path(folder) / SAMPLES)
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -277,33 +299,6 @@ def stream(shard: DataIterator, job: Job, train: TrainConfig, world: int, step: 
         )
         yield from islice(batches, passed, None)
         epoch, passed = epoch + 1, 0
-
-
-class Mailbox:
-    """Reports on their way from the controller to the driver."""
-
-    def __init__(self) -> None:
-        self.reports: list[Report] = []
-
-    def put(self, report: Report) -> None:
-        """Leave one."""
-        self.reports.append(report)
-
-    def take(self) -> list[Report]:
-        """All that have come since last time, in order."""
-        taken, self.reports = self.reports, []
-        return taken
-
-
-class Relay(ray.train.UserCallback):
-    """Lives in Ray Train's controller; passes rank 0's reports on to the mailbox."""
-
-    def __init__(self, mailbox: Any) -> None:
-        self.mailbox = mailbox
-
-    def after_report(self, run_context: Any, metrics: list[Report], checkpoint: Any) -> None:
-        """Called once all processes have reported."""
-        self.mailbox.put.remote(metrics[0])
 
 
 def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: int) -> ray.train.Result:

@@ -1,5 +1,6 @@
 """Training on Ray: one network whatever happens to the workers, and a model in the registry at its end."""
 
+import json
 import os
 import signal
 import sys
@@ -15,6 +16,7 @@ from ray import cloudpickle
 
 from diffseglung.model import Model
 from diffseglung.student import StudentConfig
+from diffseglung.teacher import TEACHER
 from diffseglung_ray import training
 from diffseglung_ray.config import RunConfig, WrongArgument, apply_changes, load_config
 from diffseglung_ray.tracking import fetch_model
@@ -62,6 +64,21 @@ def test_training_leaves_a_version_that_the_alias_points_at(trained: TrainedMode
     assert model.info["steps"] == SMOKE.train.steps
     run = mlflow.MlflowClient().get_run(trained.run_id)
     assert run.info.status == "FINISHED"
+
+
+def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient()
+    pictures = {item.path for item in client.list_artifacts(trained.run_id, "pictures")}
+    assert pictures == {f"pictures/{name}.png" for name in ("samples", "clusters", "check")}
+    held = json.loads(
+        Path(client.download_artifacts(trained.run_id, "standardiser.json", tmp_path)).read_text()
+    )
+    assert held["names"] == list(TEACHER.names)
+    assert held["center"] == load(trained, tmp_path / "model").standardiser.to_dict()["center"]
+    run = client.get_run(trained.run_id).data
+    assert {"loss", "noise_loss", "distill_loss", "lr", "patches_per_s"} <= set(run.metrics)
+    assert {"config_sha256", "data_sha256"} <= set(run.tags)
+    assert run.params["train.lr"] == str(SMOKE.train.lr)
 
 
 def test_the_curve_has_every_step_once(trained: TrainedModel) -> None:
