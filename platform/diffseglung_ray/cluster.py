@@ -170,7 +170,7 @@ def refuse_fleeting(tracking: bool = True, **places: str | Path | None) -> None:
 
 
 def _refuse_fleeting_tracking(uri: str) -> None:
-    advice = 'pass it with --runtime-env-json \'{"env_vars": {"MLFLOW_TRACKING_URI": "http://..."}}\''
+    advice = "put it under env_vars in jobs/runtime_env.yaml, or set it where the cluster is started"
     if not uri:
         raise WrongArgument(f"a submitted job needs MLFLOW_TRACKING_URI, or its runs would be lost: {advice}")
     relative_sqlite = re.match(r"sqlite:///[^/]", uri) is not None

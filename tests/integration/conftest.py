@@ -2,11 +2,9 @@
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import ray
-from made_model import make_cohort, make_model
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,17 +26,3 @@ def cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of two phantoms and one broken file."""
-    return make_cohort(tmp_path_factory.mktemp("cohort"))
-
-
-@pytest.fixture(scope="session")
-def model(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model, made in this process."""
-    return make_model(
-        cohort.parent / "images" / "phantom-0000.nii.gz", tmp_path_factory.mktemp("model") / "m"
-    )

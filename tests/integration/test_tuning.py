@@ -8,13 +8,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from made_jobs import Ended, call_job
 from made_workspace import made_workspace
 from ray.util import placement_group_table
 
 from diffseglung.model import Model
 from diffseglung_ray.config import UserError, WrongArgument, load_config
 from diffseglung_ray.tracking import fetch_model
-from diffseglung_ray.tuning import RUNGS, Best, short, split_cases, tune
+from diffseglung_ray.tuning import RUNGS, short, split_cases, tune
 
 SMOKE = load_config("smoke")
 TRIALS = 2
@@ -27,15 +28,28 @@ def workspace(cohort: Path) -> Path:
     return made_workspace(cohort)
 
 
-@pytest.fixture(scope="module")
-def best(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Best]:
-    folder = tmp_path_factory.mktemp("registry")
+@pytest.fixture(scope="module", autouse=True)
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    uri = f"sqlite:///{tmp_path_factory.mktemp('registry')}/mlflow.db"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
-        yield tune(SMOKE, str(workspace), TRIALS)
+        patch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
 
 
-def test_the_table_has_every_trial_and_starts_from_the_recipe(best: Best, workspace: Path) -> None:
+@pytest.fixture(scope="module")
+def swept(workspace: Path, registry: str, tmp_path_factory: pytest.TempPathFactory) -> Ended:
+    words = ("--workspace", workspace, "--trials", TRIALS, "--recipe", "smoke")
+    return call_job("tune", *words, cwd=tmp_path_factory.mktemp("home"), MLFLOW_TRACKING_URI=registry)
+
+
+def test_the_job_says_what_it_found(swept: Ended) -> None:
+    assert swept.returncode == 0, swept.stderr
+    assert swept.stdout.startswith(
+        "models:/diffseglung/1 is now models:/diffseglung@tuned, with temperature "
+    )
+
+
+def test_the_table_has_every_trial_and_starts_from_the_recipe(swept: Ended, workspace: Path) -> None:
     rows = pq.read_table(workspace / "sweep.parquet").to_pylist()
     assert len({row["trial"] for row in rows}) == TRIALS
     assert len(rows) <= TRIALS * RUNGS
@@ -47,27 +61,28 @@ def test_the_table_has_every_trial_and_starts_from_the_recipe(best: Best, worksp
 
 
 def test_the_best_of_the_trials_that_went_furthest_is_registered(
-    best: Best, workspace: Path, tmp_path: Path
+    swept: Ended, workspace: Path, tmp_path: Path
 ) -> None:
     rows = pq.read_table(workspace / "sweep.parquet").to_pylist()
     furthest = [row for row in rows if row["step"] == max(r["step"] for r in rows)]
-    assert best.settings["score"] == max(row["score"] for row in furthest)
+    best = max(furthest, key=lambda row: row["score"])
     model = Model.load(fetch_model("models:/diffseglung@tuned", tmp_path).path)
-    assert model.config.train.temperature == best.settings["temperature"]
-    assert model.config.features.timesteps == tuple(best.settings["timesteps"])
+    assert model.config.train.temperature == best["temperature"]
+    assert model.config.features.timesteps == tuple(best["timesteps"])
     assert model.config.train.steps == SMOKE.train.steps
 
 
-def test_trials_are_runs_within_the_sweep(best: Best) -> None:
+def test_trials_are_runs_within_the_sweep(swept: Ended) -> None:
     client = mlflow.MlflowClient()
-    parent = client.get_run(best.model.run_id).data.tags["mlflow.parentRunId"]
+    trained = client.get_model_version_by_alias("diffseglung", "tuned").run_id
+    parent = client.get_run(trained).data.tags["mlflow.parentRunId"]
     experiment = client.get_run(parent).info.experiment_id
     children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     assert {run.info.status for run in children} == {"FINISHED"}
     assert sum(run.info.run_name.startswith("trial") for run in children) == TRIALS
 
 
-def test_nothing_is_left_on_the_cluster(best: Best) -> None:
+def test_nothing_is_left_on_the_cluster(swept: Ended) -> None:
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
     assert ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"]
 
