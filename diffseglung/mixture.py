@@ -7,6 +7,8 @@ Modes, all in one fitted `Mixture`, so that they can be compared on the same sca
   the prototypes are sure. A cluster cannot lose its name, since the prototype is part of its likelihood.
 - `anchored_distilled`: the same with the student's bottleneck features beside the descriptors.
 - `published`: five full-covariance clusters of the features, named by HU (paper, section 3.4).
+
+scikit-learn is imported where it is used: it costs a fifth of a worker's start, and most workers fit nothing.
 """
 
 from dataclasses import dataclass
@@ -14,9 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from sklearn.covariance import shrunk_covariance
-from sklearn.decomposition import PCA
-from sklearn.mixture import GaussianMixture
 
 from diffseglung.frozen import frozen
 from diffseglung.labels import TISSUES
@@ -135,6 +134,8 @@ class Mixture:
         return (cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T
 
     def _published(self, cells: CellTable) -> np.ndarray:
+        from sklearn.mixture import GaussianMixture
+
         a = self.arrays
         x = (cells.features - a["features.mean"]) / a["features.scale"] @ a["published.axes"].T
         model = GaussianMixture(len(a["published.weights"]))
@@ -154,6 +155,8 @@ def fit_mixture(
 
     Raises ValueError where there are too few cells to fit on.
     """
+    from sklearn.decomposition import PCA
+
     table = CellTable.from_arrow(cells.sort_by([(name, "ascending") for name in CELL_KEY]))
     if len(table.evidence) < 10 * config.clusters:
         raise ValueError(
@@ -181,6 +184,8 @@ def _axes(wanted: int, rows: np.ndarray) -> int:
 
 
 def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> dict[str, np.ndarray]:
+    from sklearn.mixture import GaussianMixture
+
     model = GaussianMixture(config.clusters, reg_covar=1e-4, random_state=config.seed, max_iter=200)
     cluster = model.fit_predict(x.astype(np.float64))
     median_hu = table.evidence[:, 2]
@@ -199,6 +204,8 @@ def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> di
 
 def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np.ndarray]:
     """One round of learning from confident cells: a mean per tissue, one shared and shrunken covariance."""
+    from sklearn.covariance import shrunk_covariance
+
     config = mixture.config
     rule = softmax(anchor_log_likelihood(table.evidence, table.reference, mixture.tissue) + np.log(prior()))
     x = mixture._project(table, mode)

@@ -29,6 +29,14 @@ def config() -> RunConfig:
     return load_config("smoke")
 
 
+ONE = "resources.workers=1"  # the workspace is made by two; each worker more is seconds of imports
+
+
+@pytest.fixture(scope="module")
+def alone() -> RunConfig:
+    return load_config("smoke", None, [ONE])
+
+
 @pytest.fixture(scope="module")
 def workspace(cohort: Path, config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("work")
@@ -80,12 +88,12 @@ def test_the_manifest_counts_and_seals_what_is_there(workspace: Path) -> None:
     assert not (workspace / ".runs").exists()
 
 
-def test_a_second_run_makes_nothing_again(workspace: Path, cohort: Path, config: RunConfig) -> None:
+def test_a_second_run_makes_nothing_again(workspace: Path, cohort: Path, alone: RunConfig) -> None:
     def parts() -> dict[str, int]:
         return {p.name: p.stat().st_mtime_ns for p in (workspace / "patches").iterdir()}
 
     before, manifest = parts(), (workspace / "manifest.json").read_text()
-    prepare(str(cohort), str(workspace), config, max_failed=0.5)
+    prepare(str(cohort), str(workspace), alone, max_failed=0.5)
     assert parts() == before
     assert (workspace / "manifest.json").read_text() == manifest
     assert rows_of(workspace)["phantom-0001"]["status"] == "skipped"
@@ -99,28 +107,28 @@ def test_other_settings_are_refused_in_the_same_workspace(workspace: Path, cohor
 
 
 def test_settings_that_do_not_touch_patches_leave_a_workspace_good(workspace: Path, cohort: Path) -> None:
-    prepare(str(cohort), str(workspace), load_config("smoke", None, ["train.lr=0.5"]), max_failed=0.5)
+    prepare(str(cohort), str(workspace), load_config("smoke", None, ["train.lr=0.5", ONE]), max_failed=0.5)
     assert rows_of(workspace)["phantom-0000"]["status"] == "skipped"
 
 
 def test_a_case_that_left_the_cohort_leaves_the_workspace(
-    cohort: Path, config: RunConfig, tmp_path: Path
+    cohort: Path, alone: RunConfig, tmp_path: Path
 ) -> None:
     study, work = tmp_path / "study.csv", tmp_path / "work"
     images = cohort.parent / "images"
     both = [f"a,{images}/phantom-0000.nii.gz", f"b,{images}/phantom-0001.nii.gz"]
     study.write_text("\n".join(["case_id,image", *both]))
-    prepare(str(study), f"file://{work}", config)
+    prepare(str(study), f"file://{work}", alone)
     study.write_text("\n".join(["case_id,image", both[1]]))
-    prepare(str(study), f"file://{work}", config)
+    prepare(str(study), f"file://{work}", alone)
     assert [p.name for p in (work / "patches").iterdir()] == [Path(part_name("b")).name]
 
 
-def test_too_many_failures_end_the_job_in_words(cohort: Path, config: RunConfig, tmp_path: Path) -> None:
+def test_too_many_failures_end_the_job_in_words(cohort: Path, alone: RunConfig, tmp_path: Path) -> None:
     study = tmp_path / "study.csv"
     study.write_text(f"case_id,image\na,{cohort.parent}/images/broken.nii.gz\n")
     with pytest.raises(UserError, match=r"1 of 1 cases failed, more than --max-failed 0.1"):
-        prepare(str(study), str(tmp_path / "work"), config)
+        prepare(str(study), str(tmp_path / "work"), alone)
 
 
 def test_a_case_that_kills_its_worker_costs_only_itself(tmp_path: Path) -> None:

@@ -24,6 +24,11 @@ def as_it_is(own: Config) -> RunConfig:
     return load_config(own.name)
 
 
+def alone(own: Config) -> RunConfig:
+    """One worker: the first cohort is segmented by two, and each worker more is seconds of imports."""
+    return load_config(own.name, None, ["resources.workers=1"])
+
+
 @pytest.fixture(scope="module")
 def out(cohort: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("out")
@@ -79,7 +84,7 @@ def test_a_second_run_skips_what_is_done_and_keeps_its_numbers(out: Path, cohort
         return {p: p.stat().st_mtime_ns for p in (out / "cases").rglob("*")}
 
     before, rows = files(), rows_of(out)
-    segment_cohort(str(cohort), str(model), str(out), as_it_is, max_failed=0.5)
+    segment_cohort(str(cohort), str(model), str(out), alone, max_failed=0.5)
     again = rows_of(out)
     assert files() == before
     assert again["phantom-0000"]["status"] == "skipped"
@@ -88,7 +93,7 @@ def test_a_second_run_skips_what_is_done_and_keeps_its_numbers(out: Path, cohort
 
 def test_other_settings_are_segmented_again(out: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     def unrefined(own: Config) -> RunConfig:
-        return apply_changes(load_config(own.name), {"refine": {"iterations": 1}})
+        return apply_changes(alone(own), {"refine": {"iterations": 1}})
 
     study = tmp_path / "study.csv"
     study.write_text(f"case_id,image\nphantom-0000,{cohort.parent}/images/phantom-0000.nii.gz\n")
@@ -114,7 +119,7 @@ def test_settings_that_the_model_was_trained_in_cannot_be_changed(
 
 def test_a_model_that_is_not_there_is_a_wrong_argument(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(WrongArgument, match="no model"):
-        segment_cohort(str(cohort), str(tmp_path / "none"), str(tmp_path / "out"), as_it_is)
+        segment_cohort(str(cohort), str(tmp_path / "none"), str(tmp_path / "out"), alone)
 
 
 def test_too_many_failures_end_the_job_after_the_tables_are_written(
@@ -123,7 +128,7 @@ def test_too_many_failures_end_the_job_after_the_tables_are_written(
     study = tmp_path / "study.csv"
     study.write_text(f"case_id,image\na,{cohort.parent}/images/broken.nii.gz\n")
     with pytest.raises(UserError, match="1 of 1 cases failed"):
-        segment_cohort(str(study), str(model), str(tmp_path / "out"), as_it_is)
+        segment_cohort(str(study), str(model), str(tmp_path / "out"), alone)
     assert rows_of(tmp_path / "out")["a"]["status"] == "failed"
     assert (tmp_path / "out" / "report.html").exists()
 
@@ -133,7 +138,7 @@ def test_a_uri_receives_the_same_files_as_a_folder(
 ) -> None:
     study, place = tmp_path / "study.csv", tmp_path / "out"
     study.write_text(f"case_id,image\nphantom-0001,file://{cohort.parent}/images/phantom-0001.nii.gz\n")
-    segment_cohort(str(study), str(model), f"file://{place}", as_it_is)
+    segment_cohort(str(study), str(model), f"file://{place}", alone)
     names = sorted(p.name for p in (place / "cases" / "phantom-0001").iterdir())
     assert names == ["anatomy.nii.gz", "pictures.json", "preview.png", "result.json", "segmentation.nii.gz"]
     assert "phantom-0001" in (place / "report.html").read_text()

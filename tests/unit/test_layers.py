@@ -1,6 +1,8 @@
 """The arrows between the layers go one way: jobs -> diffseglung_ray -> diffseglung."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,10 @@ def test_platform_is_a_source_root_and_no_package() -> None:
     # With an __init__.py there, `import platform` would no longer find the standard library's module.
     assert not (ROOT / "platform" / "__init__.py").exists()
     assert not (ROOT / "tests" / "platform").exists()
+
+
+def test_a_worker_does_not_wait_for_what_it_does_not_use() -> None:
+    modules = "diffseglung_ray.preparation, diffseglung_ray.segmentation, diffseglung_ray.training"
+    code = f"import sys, {modules}; print({{'monai', 'sklearn', 'mlflow'}} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "set()"

@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionModelUNet
 
@@ -22,8 +19,3 @@ def test_split_network_computes_what_monai_computes():
         got = ours.decode(*ours.encode(x, t))
         assert got.abs().max() > 0.1
         assert torch.equal(got, theirs(x, t))
-
-
-def test_who_builds_no_network_does_not_wait_for_monai():
-    code = "import sys, diffseglung.segment, diffseglung_ray.training; sys.exit('monai' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
