@@ -7,6 +7,7 @@ how the file had it, so that results go out on the input's own grid, voxel for v
 
 import gzip
 import hashlib
+import math
 import os
 import re
 import zlib
@@ -21,7 +22,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from diffseglung.dicom import is_dicom, read_stack
-from diffseglung.gate import FILLER_HU, UnreadableScan, VolumeConfig, as_hu, check_grid
+from diffseglung.gate import FILLER_HU, UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
 from diffseglung.grid import (
     Flips,
     Grid,
@@ -66,6 +67,13 @@ NIFTI_GEOMETRY = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
+NIFTI_ERRORS = (
+    *(OSError, EOFError, ValueError, zlib.error),
+    *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
+)
+ITK_READERS = {"nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
+# Beyond a tenth of a millimetre the rounding of a quaternion is not to blame.
+SAME_PLACE_MM = 0.1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,23 +152,43 @@ def read_volume(
     """Read a chest CT: a NIfTI, NRRD or MetaImage file, a folder of DICOM slices, or one of the slices.
 
     `series` is the SeriesInstanceUID to read where a folder holds several; without it the largest that passes
-    every check is read, and a note says so. Raises `UnreadableScan` with the reason in words.
+    every check is read, and a note says so. `UID#2` is the second of several stacks that lie in the same place
+    in one series, such as the phases of a breath. Raises `UnreadableScan` with the reason in words.
     """
     path, config = Path(path), config or VolumeConfig()
-    try:
+    with _refusing(path):
         if not path.exists():
             raise UnreadableScan("there is no such file or folder")
+        if not path.is_file() and not path.is_dir():
+            raise UnreadableScan("it is neither a file nor a folder")
         if path.is_dir() or (file_suffix(path) not in KINDS and is_dicom(path)):
             return _read_dicom(path, series, config)
-        stored, grid, header, notes = _read_file(path)
+        stored, grid, header, notes = _read_file(path, config)
         check_grid(grid, config)
-        hu = as_hu(stored, config)
+        hu, more_notes = as_hu(stored, config)
+        order, flips = canonical_axes(grid)
+        source = Source(
+            kind=KINDS[file_suffix(path)],
+            path=str(path),
+            grid=grid,
+            order=order,
+            flips=flips,
+            sha256=_sha256(path),
+            notes=(*notes, *more_notes),
+            nifti_header=header,
+        )
+        return _canonical(hu, source)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever stands between us and the file is told with the file's name."""
+    try:
+        yield
     except UnreadableScan as refusal:
         raise UnreadableScan(f"{path}: {refusal}") from refusal.__cause__
-    kind = KINDS[file_suffix(path)]
-    order, flips = canonical_axes(grid)
-    source = Source(kind, str(path), grid, order, flips, _sha256(path), notes=notes, nifti_header=header)
-    return _canonical(hu, source)
+    except OSError as error:
+        raise UnreadableScan(f"{path}: it cannot be read: {error.strerror or error}") from error
 
 
 def _read_dicom(path: Path, series: str | None, config: VolumeConfig) -> Volume:
@@ -195,8 +223,8 @@ def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
     The file may store its axes in another order than the scan; it must cover the same voxels.
     """
     path = Path(path)
-    try:
-        stored, grid, _, _ = _read_file(path)
+    with _refusing(path):
+        stored, grid, _, _ = _read_file(path, VolumeConfig())
         if stored.dtype.kind not in "iufb" or not ((stored >= 0) & (stored <= 255) & (stored % 1 == 0)).all():
             raise UnreadableScan("labels must be whole numbers from 0 to 255")
         order, flips = canonical_axes(grid)
@@ -206,8 +234,6 @@ def read_labels(path: str | os.PathLike[str], like: Volume) -> np.ndarray:
                 f"its grid is not that of the scan {like.source.path}: {own.describe()}, the scan has "
                 f"{like.grid.describe()}; resample it to the scan first"
             )
-    except UnreadableScan as refusal:
-        raise UnreadableScan(f"{path}: {refusal}") from refusal.__cause__
     return np.ascontiguousarray(reorder(stored, order, flips).astype(np.uint8))
 
 
@@ -270,76 +296,147 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
 
 
-def _read_file(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+def _read_file(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     """Stored values (slowest axis first), their grid, the NIfTI header if it is one, and notes."""
     kind = KINDS.get(file_suffix(path))
     if kind is None:
         raise UnreadableScan(
             f"the file type is not known; it must end in one of {', '.join(KINDS)} or be DICOM"
+            f"{_content_in_words(path)}"
         )
     if path.stat().st_size == 0:
         raise UnreadableScan("the file is empty (0 bytes)")
-    return _read_nifti(path) if kind == "nifti" else _read_itk(path)
+    return _read_nifti(path, config) if kind == "nifti" else _read_itk(path, kind, config)
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+def _read_nifti(
+    path: Path, config: VolumeConfig
+) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    with path.open("rb"):
+        pass  # a file that may not be read is not a damaged one
     try:
         image = nib.load(path)
         assert isinstance(image, nib.Nifti1Image), "only .nii and .nii.gz come here, of version 1 or 2"
-        values = np.asanyarray(image.dataobj)
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        gzip.BadGzipFile,
-        nib.filebasedimages.ImageFileError,
-    ) as error:
-        raise UnreadableScan(f"the file is damaged or no NIfTI file ({error})") from error
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    _check_dimensions(values)
-    affine = RAS_TO_LPS @ image.affine
+        shape = image.shape
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        _check_dimensions(shape, image.dataobj.dtype)
+        check_size(math.prod(shape), image.dataobj.dtype.itemsize, config)
+        stored = _nifti_values(path, shape[::-1], image.dataobj, config)
+        affine, notes = _nifti_affine(image)
+    except UnreadableScan:
+        raise
+    except NIFTI_ERRORS as error:
+        raise UnreadableScan(
+            f"the file is damaged or no NIfTI file ({' '.join(str(error).split())}){_content_in_words(path)}"
+        ) from error
+    affine = RAS_TO_LPS @ affine
     affine[:, :3] = affine[:, 2::-1]
-    stored = values.T
-    return stored, Grid(stored.shape, affine), image.header.binaryblock, _nifti_notes(image)
+    return stored, Grid(stored.shape, affine), image.header.binaryblock, notes
 
 
-def _nifti_notes(image: nib.Nifti1Image) -> tuple[str, ...]:
-    qform, sform = image.header.get_qform(coded=True), image.header.get_sform(coded=True)
-    if not qform[1] and not sform[1]:
-        return ("the header gives no orientation; left and right are a guess",)
-    if qform[1] and sform[1] and not np.allclose(qform[0], sform[0], atol=0.1):
-        return ("qform and sform disagree; the sform was used",)
-    return ()
+def _nifti_values(
+    path: Path, shape: tuple[int, int, int], proxy: nib.arrayproxy.ArrayProxy, config: VolumeConfig
+) -> np.ndarray:
+    """Values scaled by slope and intercept, (slowest axis first), read to the last byte of the file.
+
+    Only at its end does a gzip stream tell whether it is whole. A slice at a time, so that no more memory is
+    taken than the file can fill.
+    """
+    stored = np.empty(shape, proxy.dtype)
+    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        file.seek(int(proxy.offset))
+        for number, part in enumerate(stored):
+            if file.readinto(part.view(np.uint8).reshape(-1)) != part.nbytes:
+                raise EOFError(f"it ends in slice {number + 1} of {len(stored)}")
+        rest = 0
+        while more := len(file.read(2**20)):
+            rest += more
+            check_size(rest, 1, config)
+    slope, intercept = float(proxy.slope), float(proxy.inter)
+    if slope == 1 and intercept == 0:
+        return stored
+    kind = np.float64 if stored.dtype.itemsize > 4 else np.float32
+    scaled = stored.astype(kind)
+    scaled *= slope
+    scaled += intercept
+    return scaled
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+def _nifti_affine(image: nib.Nifti1Image) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Index to RAS mm: the sform where it is set and sound, else the qform, else a guess from the spacing."""
+    (qform, q_code), (sform, s_code) = image.header.get_qform(coded=True), image.header.get_sform(coded=True)
+    if not q_code and not s_code:
+        return image.affine, ("the header gives no orientation; left and right are a guess",)
+    if not s_code or not q_code:
+        return image.affine, ()
+    if not np.isfinite(sform).all() or abs(np.linalg.det(sform[:3, :3])) < 1e-12:
+        return qform, ("the sform is broken; the qform was used",)
+    corners = np.array(list(np.ndindex(2, 2, 2))) * (np.array(image.shape[:3]) - 1)
+    apart_mm = np.linalg.norm(nib.affines.apply_affine(qform - sform, corners), axis=1).max()
+    if apart_mm <= SAME_PLACE_MM:
+        return sform, ()
+    return sform, (f"qform and sform disagree by up to {apart_mm:.1f} mm; the sform was used",)
+
+
+def _read_itk(
+    path: Path, kind: str, config: VolumeConfig
+) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO(ITK_READERS[kind])
+    reader.SetFileName(str(path))
+    with path.open("rb"):
+        pass
     try:
-        image = sitk.ReadImage(str(path))
+        reader.ReadImageInformation()
+        components = reader.GetNumberOfComponents()
+        check_size(math.prod(reader.GetSize()) * components, 2, config)
+        if components != 1:
+            raise UnreadableScan(
+                f"it has {components} values a voxel (colour?); one number per voxel is needed"
+            )
+        image = reader.Execute()
     except RuntimeError as error:
         raise UnreadableScan(
-            f"the file is damaged or of another type ({str(error).splitlines()[-1]})"
+            f"the file is damaged or of another type ({str(error).splitlines()[-1]}){_content_in_words(path)}"
         ) from error
-    components = image.GetNumberOfComponentsPerPixel()
-    if components != 1:
-        raise UnreadableScan(f"it has {components} values a voxel (colour?); one number per voxel is needed")
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
     values = sitk.GetArrayFromImage(image)
-    _check_dimensions(values)
+    _check_dimensions(values.shape[::-1], values.dtype)
     affine = np.eye(4)
     affine[:3, :3] = (np.asarray(image.GetDirection()).reshape(3, 3) * image.GetSpacing())[:, ::-1]
     affine[:3, 3] = image.GetOrigin()
-    return values, Grid(values.shape, affine), None, ()
+    unplaced = kind == "nrrd" and not reader.HasMetaDataKey("NRRD_space")
+    notes = ("the header gives no space; left and right are a guess",) if unplaced else ()
+    return values, Grid(values.shape, affine), None, notes
 
 
-def _check_dimensions(values: np.ndarray) -> None:
-    if values.dtype.kind == "V":
+def _check_dimensions(shape: tuple[int, ...], dtype: np.dtype) -> None:
+    if dtype.kind == "V":
         raise UnreadableScan("it is a colour image; one number per voxel is needed")
-    if values.ndim != 3:
-        kind = "a flat image" if values.ndim < 3 else "a series of volumes"
+    if len(shape) != 3:
+        kind = "a flat image" if len(shape) < 3 else "a series of volumes"
         raise UnreadableScan(
-            f"it is {kind} of shape {'x'.join(map(str, values.shape))}; one 3-D volume is needed"
+            f"it is {kind} of shape {'x'.join(map(str, shape))}; one 3-D volume is needed"
         )
+
+
+def _content_in_words(path: Path) -> str:
+    """What the first bytes say that a file is, where its name says something else; else nothing."""
+    with path.open("rb") as file:
+        start = file.read(352)
+    said = file_suffix(path)
+    for bytes_say, name, suffixes in (
+        (start[128:132] == b"DICM", "DICOM", (".dcm",)),
+        (start[:2] == b"\x1f\x8b", "gzip, perhaps NIfTI", (".nii.gz",)),
+        (start[344:347] in (b"n+1", b"ni1") or start[4:7] == b"n+2", "NIfTI", (".nii",)),
+        (start[:4] == b"NRRD", "NRRD", (".nrrd", ".nhdr")),
+        (b"ElementType" in start or start[:10] == b"ObjectType", "MetaImage", (".mha", ".mhd")),
+    ):
+        if bytes_say and said not in suffixes:
+            return f"; by its first bytes it is {name}, whose name should end in {suffixes[0]}"
+    return ""
 
 
 def _sha256(path: Path) -> str:
