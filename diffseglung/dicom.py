@@ -6,18 +6,31 @@ ImageOrientationPatient and scaled by its own values. A stack with a gap, a doub
 """
 
 import struct
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
-from pydicom.pixels import pixel_array
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage
+import SimpleITK as sitk
+from pydicom.pixels import get_decoder, iter_pixels
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedCTImageStorage,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    LegacyConvertedEnhancedCTImageStorage,
+)
 
-from diffseglung.gate import UnreadableScan, VolumeConfig, as_hu, check_grid
+from diffseglung.gate import UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
 from diffseglung.grid import Grid
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
@@ -29,11 +42,33 @@ OUTSIDE_HU = -3024
 # What the listing needs, so that the cost of a cohort is not parsing private tags.
 TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "SeriesNumber"),
-    *("ImageType", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "SamplesPerPixel"),
+    *("ImageType", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "SamplesPerPixel", "SliceThickness"),
+    *("AcquisitionNumber", "TemporalPositionIdentifier", "ConvolutionKernel"),
     *("ImagePositionPatient", "ImageOrientationPatient", "RescaleSlope", "RescaleIntercept", "RescaleType"),
     *("PixelPaddingValue", "PixelPaddingRangeLimit", "PixelRepresentation", "LossyImageCompression"),
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 ]
+# What tells stacks apart that lie in the same place in one series, and the group that holds it in a multi-frame file.
+APART = (
+    ("FrameContentSequence", "TemporalPositionIndex"),
+    ("", "TemporalPositionIdentifier"),
+    ("FrameContentSequence", "FrameAcquisitionNumber"),
+    ("", "AcquisitionNumber"),
+    ("CTReconstructionSequence", "ConvolutionKernel"),
+    ("CTImageFrameTypeSequence", "FrameType"),
+    ("", "ImageType"),
+)
+# Stacks that cover less of what all cover together are stretches of one scan, and one of them is not the lung.
+STACK_COVERS = 0.9
+# A scout stands upright where the slices lie; a tilted gantry leans by 30 degrees at most.
+SCOUT_COSINE = 0.8
+FEW_SCOUTS = 4
+# Nobody images a chest in thicker slices; such a header is wrong.
+THICKEST_MM = 30.0
+# An enhanced CT of 600 slices of 512x512 has 300 MiB.
+DEFLATED_BYTES = 2**31
+# GDCM, in SimpleITK, decodes these in half the time of libjpeg, and sees that a file was cut short.
+GDCM_SYNTAXES = (JPEGLossless, JPEGLosslessSV1)
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
     OSError,
@@ -42,6 +77,7 @@ PARSE_ERRORS = (
     KeyError,
     TypeError,
     struct.error,
+    zlib.error,
 )
 DECODE_ERRORS = (*PARSE_ERRORS, AttributeError, RuntimeError, NotImplementedError, IndexError)
 
@@ -81,6 +117,9 @@ class Slice:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
+    thickness_mm: float | None = None
+    rescaled: bool = True
+    apart: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -105,8 +144,8 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:  # not ours to read, and nothing says that it is a scan
-        return False
+    except OSError:  # without a name to tell, it may be the slice whose absence nobody would see
+        return not path.suffix
 
 
 def series_among(files: Iterable[Path]) -> tuple[list[Series], dict[Path, str]]:
@@ -115,6 +154,7 @@ def series_among(files: Iterable[Path]) -> tuple[list[Series], dict[Path, str]]:
     damaged: dict[Path, str] = {}
     for path in files:
         try:
+            _check_deflated(path)
             header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=TAGS, force=True)
         except PARSE_ERRORS as error:
             damaged[path] = str(error) or type(error).__name__
@@ -126,6 +166,24 @@ def series_among(files: Iterable[Path]) -> tuple[list[Series], dict[Path, str]]:
             grouped[str(header.get("SeriesInstanceUID", ""))].append((path, header))
     series = [_series(uid, headers) for uid, headers in grouped.items()]
     return sorted(series, key=lambda one: (-one.count, one.number, one.uid)), damaged
+
+
+def _check_deflated(path: Path) -> None:
+    """A deflated data set is unpacked whole to read its header: not one that fills the memory."""
+    with path.open("rb") as file:
+        start = file.read(1024)
+        if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in start:
+            return
+        if start[132:138] != b"\2\0\0\0UL":
+            raise ValueError("its file meta information does not give its length")
+        file.seek(144 + struct.unpack("<L", start[140:144])[0])
+        inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        packed = file.read(2**16)
+        while packed and not inflate.eof:
+            size += len(inflate.decompress(packed, 2**20))
+            if size > DEFLATED_BYTES:
+                raise ValueError(f"it unpacks to more than {DEFLATED_BYTES // 2**20} MiB")
+            packed = inflate.unconsumed_tail or file.read(2**16)
 
 
 def _series(uid: str, headers: list[tuple[Path, pydicom.Dataset]]) -> Series:
@@ -147,7 +205,7 @@ def dicom_files(folder: Path) -> list[Path]:
 
 
 def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
-    """Read the CT series of a folder, or the one that a file belongs to.
+    """Read the CT series of a folder, or the one that a file belongs to; `UID#2` is the second stack of one.
 
     Of several series in the folder it takes the one with the most slices that passes every check, and says so
     in the notes; between series of different studies it does not choose. Localizers and other modalities do
@@ -163,11 +221,12 @@ def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
         raise UnreadableScan(
             f"{len(damaged)} of its DICOM files cannot be read, {first.name} first: {reason}"
         )
-    candidates = _candidates(found, series or _series_of(path, found))
+    uid, _, number = (series or _series_of(path, found) or "").partition("#")
+    candidates = _candidates(found, uid or None)
     refusals = []
     for one in candidates:
         try:
-            stack = _read_series(one, config)
+            stack = _read_series(one, number, config)
         except UnreadableScan as refusal:
             refusals.append((one, refusal))
         else:
@@ -215,14 +274,130 @@ def _with_note(
     return Stack(stack.series_uid, stack.hu, stack.grid, stack.slices, (*stack.notes, note))
 
 
-def _read_series(series: Series, config: VolumeConfig) -> Stack:
+def _read_series(series: Series, number: str, config: VolumeConfig) -> Stack:
     notes: list[str] = []
     headers = _without_copies(series, notes)
+    _check_decodable(headers)
     if any(header.get("LossyImageCompression") == "01" for _, header in headers):
         notes.append("the pixels were compressed with loss; textures suffer")
-    slices, grid = stack_slices([one for path, header in headers for one in _slices(path, header)], config)
+    slices = _without_scouts([one for path, header in headers for one in _slices(path, header)], notes)
+    slices, grid = stack_slices(_one_stack(slices, series.uid, number, notes), config)
     check_grid(grid, config)
-    return Stack(series.uid, as_hu(_pixels(slices, grid), config), grid, tuple(slices), tuple(notes))
+    _check_thickness(slices, grid, notes, config)
+    check_size(np.prod(grid.shape, dtype=float), 2, config)
+    if not any(one.rescaled for one in slices):
+        notes.append(
+            "the headers give no rescale; the stored values were taken for HU, as their peaks bear out"
+        )
+    hu, more_notes = as_hu(_pixels(slices, grid), config)
+    return Stack(series.uid, hu, grid, tuple(slices), (*notes, *more_notes))
+
+
+def _check_decodable(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
+    """Refuse a compression that nothing here can undo, and name what could."""
+    for syntax in sorted({_syntax(header) for _, header in headers}):
+        if syntax in GDCM_SYNTAXES or not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian:
+            continue
+        name = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
+        try:
+            decoder = get_decoder(syntax)
+        except NotImplementedError as error:
+            raise UnreadableScan(f"its pixels are stored as {name}, which is no still image") from error
+        if not decoder.is_available:
+            needed = " or ".join(decoder.missing_dependencies)
+            raise UnreadableScan(
+                f"its pixels are compressed as {name}, and what decodes them is not installed ({needed}); "
+                "install it with pip, or decompress the series first (gdcmconv --raw)"
+            )
+
+
+def _syntax(header: pydicom.Dataset) -> UID:
+    """The transfer syntax; where the file does not say, how it was found to be encoded."""
+    said = header.file_meta.get("TransferSyntaxUID")
+    if said is not None:
+        return UID(said)
+    implicit, little = header.original_encoding
+    if implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+
+
+def _without_scouts(slices: list[Slice], notes: list[str]) -> list[Slice]:
+    """The slices without the few images that stand across them, which not every scanner marks as localizers."""
+    normals = np.array([np.cross(one.along_row, one.along_column) for one in slices])
+    alike = np.abs(normals @ normals.T) > SCOUT_COSINE
+    most = alike[int(np.argmax(alike.sum(axis=1)))]
+    across = len(slices) - int(most.sum())
+    if not 0 < across <= FEW_SCOUTS or across >= most.sum():
+        return slices
+    notes.append(f"{across} images that stand across the others (scouts?) were left out")
+    return [one for one, kept in zip(slices, most, strict=True) if kept]
+
+
+def _one_stack(slices: list[Slice], uid: str, number: str, notes: list[str]) -> list[Slice]:
+    """The first of the largest of the stacks that a series holds in one place, or that of a number from 1."""
+    stacks = sorted(_split(slices, range(len(APART))), key=lambda stack: _natural(stack[0].apart))
+    if number and number not in map(str, range(1, 1 + len(stacks))):
+        raise UnreadableScan(f"series {uid} holds {len(stacks)} stacks; there is no number {number!r}")
+    if len(stacks) == 1:
+        return slices
+    telling = [i for i in range(len(APART)) if len({stack[0].apart[i] for stack in stacks}) > 1]
+    labels = [
+        " ".join(f"{APART[i][1]} {stack[0].apart[i] or 'none'}" for i in telling) + f" ({len(stack)} slices)"
+        for stack in stacks
+    ]
+    listing = "; ".join(f"{i}: {label}" for i, label in enumerate(labels, start=1))
+    chosen = int(number) - 1 if number else max(range(len(stacks)), key=lambda i: (len(stacks[i]), -i))
+    heights = [one.position_mm @ _normal(slices[0]) for one in slices]
+    own = [one.position_mm @ _normal(slices[0]) for one in stacks[chosen]]
+    if not number and np.ptp(own) < STACK_COVERS * np.ptp(heights):
+        raise UnreadableScan(
+            f"it holds {len(stacks)} stacks that cover different stretches of the body: {listing}; "
+            f"name one of them as {uid}#1 to {uid}#{len(stacks)}"
+        )
+    notes.append(
+        f"the series holds {len(stacks)} stacks in one place: {listing}; number {chosen + 1} was taken, name "
+        f"another as {uid}#N"
+    )
+    return stacks[chosen]
+
+
+def _split(slices: list[Slice], keys: Iterable[int]) -> list[list[Slice]]:
+    """Slices parted by the first keys that leave no two of them in one place; unparted where none does."""
+    keys = list(keys)
+    if len({tuple(np.round(one.position_mm, 2)) for one in slices}) == len(slices) or not keys:
+        return [slices]
+    groups: dict[str, list[Slice]] = defaultdict(list)
+    for one in slices:
+        groups[one.apart[keys[0]]].append(one)
+    return [stack for group in groups.values() for stack in _split(group, keys[1:])]
+
+
+def _natural(apart: tuple[str, ...]) -> list[tuple[float, str]]:
+    """So that time point 10 comes after 9."""
+    return [(float(value) if value.isdecimal() else 0.0, value) for value in apart]
+
+
+def _check_thickness(slices: list[Slice], grid: Grid, notes: list[str], config: VolumeConfig) -> None:
+    """A header may be wrong about thickness, so that it never places a slice; but thick slices stay thick."""
+    given = [one.thickness_mm for one in slices if one.thickness_mm and one.thickness_mm <= THICKEST_MM]
+    if not given:
+        return
+    thickness_mm, step_mm = float(np.median(given)), grid.spacing_mm[0]
+    if thickness_mm > config.max_slice_mm:
+        raise UnreadableScan(
+            f"its slices are {thickness_mm:.2f} mm thick, {step_mm:.2f} mm apart; thicker than max_slice_mm, "
+            f"{config.max_slice_mm}, is too coarse"
+        )
+    if thickness_mm > 1.5 * step_mm:
+        notes.append(
+            f"slices of {thickness_mm:.2f} mm overlap, {step_mm:.2f} mm apart: across them the scan is no finer "
+            f"than {thickness_mm:.2f} mm"
+        )
+    if thickness_mm < 0.5 * step_mm:
+        notes.append(
+            f"slices of {thickness_mm:.2f} mm lie {step_mm:.2f} mm apart: the lung between them was not imaged"
+        )
 
 
 def _without_copies(series: Series, notes: list[str]) -> list[tuple[Path, pydicom.Dataset]]:
@@ -255,6 +430,8 @@ def _slice(path: Path, header: pydicom.Dataset, frame: int) -> Slice:
         raise ValueError("it is a colour image")
     orientation = _numbers(_value(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     row_mm, column_mm = _numbers(_value(header, frame, "PixelMeasuresSequence", "PixelSpacing"), 2)
+    slope = _value(header, frame, "PixelValueTransformationSequence", "RescaleSlope", "")
+    intercept = _value(header, frame, "PixelValueTransformationSequence", "RescaleIntercept", "")
     return Slice(
         file=path,
         frame=frame,
@@ -263,9 +440,12 @@ def _slice(path: Path, header: pydicom.Dataset, frame: int) -> Slice:
         along_column=orientation[3:],
         spacing_mm=(float(row_mm), float(column_mm)),
         shape=(int(header.Rows), int(header.Columns)),
-        slope=float(_value(header, frame, "PixelValueTransformationSequence", "RescaleSlope", 1)),
-        intercept=float(_value(header, frame, "PixelValueTransformationSequence", "RescaleIntercept", 0)),
+        slope=1.0 if slope == "" else float(slope),
+        intercept=0.0 if intercept == "" else float(intercept),
         padding=_padding(header),
+        thickness_mm=float(_value(header, frame, "PixelMeasuresSequence", "SliceThickness", 0) or 0) or None,
+        rescaled=not slope == intercept == "",
+        apart=tuple(str(_value(header, frame, group, keyword, "")) for group, keyword in APART),
     )
 
 
@@ -311,11 +491,9 @@ def stack_slices(slices: list[Slice], config: VolumeConfig) -> tuple[list[Slice]
     first = slices[0]
     for one in slices[1:]:
         _check_alike(one, first)
-    normal = np.cross(first.along_row, first.along_column)
+    normal = _normal(first)
     if abs(np.linalg.norm(normal) - 1) > 1e-2:
         raise UnreadableScan(f"the row and column directions of {first.name} are not perpendicular")
-    # Towards head, back or left, whichever is closest, so that an axial stack is canonical as it is.
-    normal *= np.sign(normal[np.argmax(np.abs(normal))])
     ordered = sorted(slices, key=lambda one: float(one.position_mm @ normal))
     _check_even(ordered, np.array([one.position_mm @ normal for one in ordered]), config)
     step = (ordered[-1].position_mm - ordered[0].position_mm) / (len(ordered) - 1)
@@ -325,6 +503,12 @@ def stack_slices(slices: list[Slice], config: VolumeConfig) -> tuple[list[Slice]
     affine[:3, 2] = first.along_row * first.spacing_mm[1]
     affine[:3, 3] = ordered[0].position_mm
     return ordered, Grid((len(ordered), *first.shape), affine)
+
+
+def _normal(one: Slice) -> np.ndarray:
+    """Towards head, back or left, whichever is closest, so that an axial stack is canonical as it is."""
+    normal = np.cross(one.along_row, one.along_column)
+    return normal * np.sign(normal[np.argmax(np.abs(normal))])
 
 
 def _check_alike(one: Slice, first: Slice) -> None:
@@ -371,22 +555,51 @@ def _check_even(ordered: list[Slice], along_mm: np.ndarray, config: VolumeConfig
 def _pixels(slices: list[Slice], grid: Grid) -> np.ndarray:
     """HU int16 (slices, rows, columns), one slice decoded at a time; padding is OUTSIDE_HU."""
     hu = np.empty(grid.shape, dtype=np.int16)
-    for target, one in zip(hu, slices, strict=True):
-        try:
-            stored = pixel_array(one.file, index=one.frame)
-        except DECODE_ERRORS as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UnreadableScan(f"the pixels of {one.name} cannot be decoded: {reason}") from error
-        if stored.shape != one.shape:
-            raise UnreadableScan(
-                f"the pixels of {one.name} have shape {stored.shape}, its header says {one.shape}"
-            )
-        target[...] = _hu(stored, one)
+    in_file: dict[Path, list[int]] = defaultdict(list)
+    for number, one in enumerate(slices):
+        in_file[one.file].append(number)
+    for numbers in in_file.values():
+        frames = _frames([slices[number] for number in numbers])
+        for number in numbers:
+            one = slices[number]
+            try:
+                stored = next(frames)
+            except DECODE_ERRORS as error:
+                reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+                raise UnreadableScan(f"the pixels of {one.name} cannot be decoded: {reason}") from error
+            if stored.shape != one.shape:
+                raise UnreadableScan(
+                    f"the pixels of {one.name} have shape {stored.shape}, its header says {one.shape}"
+                )
+            hu[number] = _hu(stored, one)
     return hu
 
 
+def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
+    """Stored values (rows, columns) of slices that share a file, in their order, the file parsed once."""
+    first = slices[0]
+    # Whole, for then a file that was cut short is found out; the decoders make up what is missing.
+    dataset = pydicom.dcmread(first.file, force=True)
+    dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
+    if _syntax(dataset) in GDCM_SYNTAXES and int(dataset.get("NumberOfFrames") or 1) == 1:
+        rescaled = sitk.GetArrayFromImage(sitk.ReadImage(str(first.file), imageIO="GDCMImageIO"))[0]
+        yield _unscaled(rescaled, first)
+        return
+    yield from iter_pixels(dataset, indices=[one.frame for one in slices])
+
+
+def _unscaled(rescaled: np.ndarray, one: Slice) -> np.ndarray:
+    """Stored values again, from what GDCM has scaled already."""
+    if one.slope == 1 and one.intercept.is_integer():
+        return rescaled.astype(np.int32) - int(one.intercept)
+    return np.rint((rescaled - one.intercept) / (one.slope or 1)).astype(np.int32)
+
+
 def _hu(stored: np.ndarray, one: Slice) -> np.ndarray:
-    scaled = np.rint(stored * np.float64(one.slope) + one.intercept)
+    if one.slope == 1 and one.intercept.is_integer():
+        scaled = stored.astype(np.int32) + int(one.intercept)
+    else:
+        scaled = np.rint(stored * np.float64(one.slope) + one.intercept)
     if one.padding is not None:
         low, high = one.padding
         # A padding value in the range of tissue cannot be told from tissue, and would punch holes in it.

@@ -223,6 +223,4 @@ def find_peaks(counts: np.ndarray) -> Peaks:
     threshold = threshold_otsu(hist=(window, value))
     smooth = ndimage.gaussian_filter1d(window, PEAK_SMOOTHING_HU, mode="constant")
     below = value <= threshold
-    return Peaks(
-        int(value[below][np.argmax(smooth[below])]), int(value[~below][np.argmax(smooth[~below])])
-    )
+    return Peaks(int(value[below][np.argmax(smooth[below])]), int(value[~below][np.argmax(smooth[~below])]))

@@ -309,9 +309,7 @@ def _read_file(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byte
     return _read_nifti(path, config) if kind == "nifti" else _read_itk(path, kind, config)
 
 
-def _read_nifti(
-    path: Path, config: VolumeConfig
-) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     with path.open("rb"):
         pass  # a file that may not be read is not a damaged one
     try:
@@ -417,9 +415,7 @@ def _check_dimensions(shape: tuple[int, ...], dtype: np.dtype) -> None:
         raise UnreadableScan("it is a colour image; one number per voxel is needed")
     if len(shape) != 3:
         kind = "a flat image" if len(shape) < 3 else "a series of volumes"
-        raise UnreadableScan(
-            f"it is {kind} of shape {'x'.join(map(str, shape))}; one 3-D volume is needed"
-        )
+        raise UnreadableScan(f"it is {kind} of shape {'x'.join(map(str, shape))}; one 3-D volume is needed")
 
 
 def _content_in_words(path: Path) -> str:
