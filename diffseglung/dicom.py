@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ THICKEST_MM = 30.0
 DEFLATED_BYTES = 2**31
 # GDCM, in SimpleITK, decodes these in half the time of libjpeg, and sees that a file was cut short.
 GDCM_SYNTAXES = (JPEGLossless, JPEGLosslessSV1)
+GDCM_BATCH = 8
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
     OSError,
@@ -117,9 +118,8 @@ class Slice:
     slope: float
     intercept: float
     padding: tuple[int, int] | None
-    thickness_mm: float | None = None
-    rescaled: bool = True
-    apart: tuple[str, ...] = ()
+    thickness_mm: float | None
+    header: pydicom.Dataset = field(repr=False)
 
     @property
     def name(self) -> str:
@@ -285,7 +285,7 @@ def _read_series(series: Series, number: str, config: VolumeConfig) -> Stack:
     check_grid(grid, config)
     _check_thickness(slices, grid, notes, config)
     check_size(np.prod(grid.shape, dtype=float), 2, config)
-    if not any(one.rescaled for one in slices):
+    if not any(_tells(one, "PixelValueTransformationSequence", "RescaleIntercept") for one in slices):
         notes.append(
             "the headers give no rescale; the stored values were taken for HU, as their peaks bear out"
         )
@@ -336,14 +336,15 @@ def _without_scouts(slices: list[Slice], notes: list[str]) -> list[Slice]:
 
 def _one_stack(slices: list[Slice], uid: str, number: str, notes: list[str]) -> list[Slice]:
     """The first of the largest of the stacks that a series holds in one place, or that of a number from 1."""
-    stacks = sorted(_split(slices, range(len(APART))), key=lambda stack: _natural(stack[0].apart))
+    stacks = sorted(_split(slices, range(len(APART))), key=lambda stack: _natural(stack[0]))
     if number and number not in map(str, range(1, 1 + len(stacks))):
         raise UnreadableScan(f"series {uid} holds {len(stacks)} stacks; there is no number {number!r}")
     if len(stacks) == 1:
         return slices
-    telling = [i for i in range(len(APART)) if len({stack[0].apart[i] for stack in stacks}) > 1]
+    telling = [i for i in range(len(APART)) if len({_tells(stack[0], *APART[i]) for stack in stacks}) > 1]
     labels = [
-        " ".join(f"{APART[i][1]} {stack[0].apart[i] or 'none'}" for i in telling) + f" ({len(stack)} slices)"
+        " ".join(f"{APART[i][1]} {_tells(stack[0], *APART[i]) or 'none'}" for i in telling)
+        + f" ({len(stack)} slices)"
         for stack in stacks
     ]
     listing = "; ".join(f"{i}: {label}" for i, label in enumerate(labels, start=1))
@@ -369,13 +370,19 @@ def _split(slices: list[Slice], keys: Iterable[int]) -> list[list[Slice]]:
         return [slices]
     groups: dict[str, list[Slice]] = defaultdict(list)
     for one in slices:
-        groups[one.apart[keys[0]]].append(one)
+        groups[_tells(one, *APART[keys[0]])].append(one)
     return [stack for group in groups.values() for stack in _split(group, keys[1:])]
 
 
-def _natural(apart: tuple[str, ...]) -> list[tuple[float, str]]:
+def _natural(one: Slice) -> list[tuple[float, str]]:
     """So that time point 10 comes after 9."""
-    return [(float(value) if value.isdecimal() else 0.0, value) for value in apart]
+    values = [_tells(one, group, keyword) for group, keyword in APART]
+    return [(float(value) if value.isdecimal() else 0.0, value) for value in values]
+
+
+def _tells(one: Slice, group: str, keyword: str) -> str:
+    """What the header of a slice says under a keyword, and nothing where it says nothing."""
+    return str(_value(one.header, one.frame, group, keyword, ""))
 
 
 def _check_thickness(slices: list[Slice], grid: Grid, notes: list[str], config: VolumeConfig) -> None:
@@ -430,8 +437,6 @@ def _slice(path: Path, header: pydicom.Dataset, frame: int) -> Slice:
         raise ValueError("it is a colour image")
     orientation = _numbers(_value(header, frame, "PlaneOrientationSequence", "ImageOrientationPatient"), 6)
     row_mm, column_mm = _numbers(_value(header, frame, "PixelMeasuresSequence", "PixelSpacing"), 2)
-    slope = _value(header, frame, "PixelValueTransformationSequence", "RescaleSlope", "")
-    intercept = _value(header, frame, "PixelValueTransformationSequence", "RescaleIntercept", "")
     return Slice(
         file=path,
         frame=frame,
@@ -440,22 +445,22 @@ def _slice(path: Path, header: pydicom.Dataset, frame: int) -> Slice:
         along_column=orientation[3:],
         spacing_mm=(float(row_mm), float(column_mm)),
         shape=(int(header.Rows), int(header.Columns)),
-        slope=1.0 if slope == "" else float(slope),
-        intercept=0.0 if intercept == "" else float(intercept),
+        slope=float(_value(header, frame, "PixelValueTransformationSequence", "RescaleSlope", 1)),
+        intercept=float(_value(header, frame, "PixelValueTransformationSequence", "RescaleIntercept", 0)),
         padding=_padding(header),
         thickness_mm=float(_value(header, frame, "PixelMeasuresSequence", "SliceThickness", 0) or 0) or None,
-        rescaled=not slope == intercept == "",
-        apart=tuple(str(_value(header, frame, group, keyword, "")) for group, keyword in APART),
+        header=header,
     )
 
 
 def _value(header: pydicom.Dataset, frame: int, group: str, keyword: str, default: Any = None) -> Any:
     """A value that may stand in the header, in the groups of one frame, or in those that all frames share."""
-    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
-    shared = header.get("SharedFunctionalGroupsSequence") or []
-    for groups in (*per_frame[frame : frame + 1], *shared[:1]):
-        if groups.get(group):
-            return groups[group][0].get(keyword, default)
+    if "NumberOfFrames" in header:
+        per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+        shared = header.get("SharedFunctionalGroupsSequence") or []
+        for groups in (*per_frame[frame : frame + 1], *shared[:1]):
+            if groups.get(group):
+                return groups[group][0].get(keyword, default)
     value = header.get(keyword)
     if value is None and default is None:
         raise ValueError(f"{keyword} is missing")
@@ -555,10 +560,10 @@ def _check_even(ordered: list[Slice], along_mm: np.ndarray, config: VolumeConfig
 def _pixels(slices: list[Slice], grid: Grid) -> np.ndarray:
     """HU int16 (slices, rows, columns), one slice decoded at a time; padding is OUTSIDE_HU."""
     hu = np.empty(grid.shape, dtype=np.int16)
-    in_file: dict[Path, list[int]] = defaultdict(list)
+    together: dict[object, list[int]] = defaultdict(list)
     for number, one in enumerate(slices):
-        in_file[one.file].append(number)
-    for numbers in in_file.values():
+        together[(one.intercept, number // GDCM_BATCH) if _is_for_gdcm(one) else one.file].append(number)
+    for numbers in together.values():
         frames = _frames([slices[number] for number in numbers])
         for number in numbers:
             one = slices[number]
@@ -575,24 +580,36 @@ def _pixels(slices: list[Slice], grid: Grid) -> np.ndarray:
     return hu
 
 
+def _is_for_gdcm(one: Slice) -> bool:
+    whole = one.slope == 1 and one.intercept.is_integer()
+    return whole and _syntax(one.header) in GDCM_SYNTAXES and "NumberOfFrames" not in one.header
+
+
 def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
-    """Stored values (rows, columns) of slices that share a file, in their order, the file parsed once."""
-    first = slices[0]
-    # Whole, for then a file that was cut short is found out; the decoders make up what is missing.
-    dataset = pydicom.dcmread(first.file, force=True)
-    dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
-    if _syntax(dataset) in GDCM_SYNTAXES and int(dataset.get("NumberOfFrames") or 1) == 1:
-        rescaled = sitk.GetArrayFromImage(sitk.ReadImage(str(first.file), imageIO="GDCMImageIO"))[0]
-        yield _unscaled(rescaled, first)
+    """Stored values (rows, columns) of slices that are decoded together, in their order."""
+    if _is_for_gdcm(slices[0]):
+        yield from _from_gdcm(slices)
         return
+    # Whole, for then a file that was cut short is found out; the decoders make up what is missing.
+    dataset = pydicom.dcmread(slices[0].file, force=True)
+    dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
     yield from iter_pixels(dataset, indices=[one.frame for one in slices])
 
 
-def _unscaled(rescaled: np.ndarray, one: Slice) -> np.ndarray:
-    """Stored values again, from what GDCM has scaled already."""
-    if one.slope == 1 and one.intercept.is_integer():
-        return rescaled.astype(np.int32) - int(one.intercept)
-    return np.rint((rescaled - one.intercept) / (one.slope or 1)).astype(np.int32)
+def _from_gdcm(slices: list[Slice]) -> Iterator[np.ndarray]:
+    reader = sitk.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileNames([str(one.file) for one in slices])
+    try:
+        rescaled = sitk.GetArrayFromImage(reader.Execute())
+    except RuntimeError:
+        if len(slices) == 1:
+            raise
+        for one in slices:  # to find out which
+            yield from _from_gdcm([one])
+        return
+    for image in rescaled:
+        yield image.astype(np.int32) - int(slices[0].intercept)
 
 
 def _hu(stored: np.ndarray, one: Slice) -> np.ndarray:

@@ -318,9 +318,11 @@ def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byt
         shape = image.shape
         while len(shape) > 3 and shape[-1] == 1:
             shape = shape[:-1]
-        _check_dimensions(shape, image.dataobj.dtype)
-        check_size(math.prod(shape), image.dataobj.dtype.itemsize, config)
-        stored = _nifti_values(path, shape[::-1], image.dataobj, config)
+        voxels = image.dataobj
+        assert isinstance(voxels, nib.arrayproxy.ArrayProxy), "an image from a file is read when asked for"
+        _check_dimensions(shape, voxels.dtype)
+        check_size(math.prod(shape), voxels.dtype.itemsize, config)
+        stored = _nifti_values(path, shape[::-1], voxels, config)
         affine, notes = _nifti_affine(image)
     except UnreadableScan:
         raise
@@ -334,9 +336,9 @@ def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byt
 
 
 def _nifti_values(
-    path: Path, shape: tuple[int, int, int], proxy: nib.arrayproxy.ArrayProxy, config: VolumeConfig
+    path: Path, shape: tuple[int, ...], proxy: nib.arrayproxy.ArrayProxy, config: VolumeConfig
 ) -> np.ndarray:
-    """Values scaled by slope and intercept, (slowest axis first), read to the last byte of the file.
+    """Values scaled by slope and intercept, slowest axis first, read to the last byte of the file.
 
     Only at its end does a gzip stream tell whether it is whole. A slice at a time, so that no more memory is
     taken than the file can fill.
@@ -355,10 +357,7 @@ def _nifti_values(
     if slope == 1 and intercept == 0:
         return stored
     kind = np.float64 if stored.dtype.itemsize > 4 else np.float32
-    scaled = stored.astype(kind)
-    scaled *= slope
-    scaled += intercept
-    return scaled
+    return stored.astype(kind) * kind(slope) + kind(intercept)
 
 
 def _nifti_affine(image: nib.Nifti1Image) -> tuple[np.ndarray, tuple[str, ...]]:
