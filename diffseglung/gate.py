@@ -11,7 +11,7 @@ from diffseglung.grid import AXES, Grid
 
 FILLER_HU = -1024
 # Air and aerated lung; below lie only fillers (-2000, -3024), and a few registration results reach -1100.
-AERATED_HU = (-1200, -800)
+AERATED_HU = (-1200, -600)
 # Fat, blood, muscle, with room for noise.
 SOFT_HU = (-200, 300)
 RANGE_HU = (-4096, 2**15 - 1)
@@ -36,7 +36,7 @@ class VolumeConfig:
     """What a scan must be before anything is measured on it."""
 
     max_slice_mm: float = 6.0
-    max_gib: float = 8.0
+    max_gib: float = 4.0
     min_fov_mm: float = 50.0
     max_tilt_deg: float = 1.0
     max_uneven: float = 0.1
@@ -106,7 +106,7 @@ def shear_deg(grid: Grid) -> float:
 def as_hu(values: np.ndarray, config: VolumeConfig) -> tuple[np.ndarray, tuple[str, ...]]:
     """Stored values as HU, int16 (z, y, x), after checking that they can be HU at all, and notes on them.
 
-    A chest CT holds air below -800 HU and soft tissue about 0 HU, cropped or not, and its peaks of air or lung
+    A chest CT holds air below -600 HU and soft tissue about 0 HU, cropped or not, and its peaks of air or lung
     and of fat or muscle lie where physics puts them. What lies under -1024 HU is filler from outside the field
     of view and becomes -1024. Other filler, such as the 0 around a registration result, cannot be told from
     tissue and stays.
@@ -221,7 +221,7 @@ def find_peaks(counts: np.ndarray) -> Peaks:
     even = np.zeros(counts.shape)
     even[used] = np.where(counts[used] > 3 * around, 0, counts[used])
     even[[0, -1]] = 0
-    if not even.any():
+    if np.count_nonzero(even) < 2:
         return Peaks(int(used[0]) + RANGE_HU[0], int(used[-1]) + RANGE_HU[0])
     cumulated = np.cumsum(even)
     first = max(0, int(np.flatnonzero(even)[0]) - 4 * PEAK_SMOOTHING_HU)

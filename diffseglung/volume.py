@@ -71,7 +71,6 @@ NIFTI_ERRORS = (
     *(OSError, EOFError, ValueError, zlib.error),
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
 )
-ITK_READERS = {"nrrd": "NrrdImageIO", "metaimage": "MetaImageIO"}
 # Beyond a tenth of a millimetre the rounding of a quaternion is not to blame.
 SAME_PLACE_MM = 0.1
 
@@ -356,8 +355,8 @@ def _nifti_values(
     slope, intercept = float(proxy.slope), float(proxy.inter)
     if slope == 1 and intercept == 0:
         return stored
-    kind = np.float64 if stored.dtype.itemsize > 4 else np.float32
-    return stored.astype(kind) * kind(slope) + kind(intercept)
+    scaled = np.asarray(stored, dtype=np.float64 if stored.dtype.itemsize > 4 else np.float32)
+    return scaled * np.asarray(slope, scaled.dtype) + np.asarray(intercept, scaled.dtype)
 
 
 def _nifti_affine(image: nib.Nifti1Image) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -380,7 +379,6 @@ def _read_itk(
     path: Path, kind: str, config: VolumeConfig
 ) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     reader = sitk.ImageFileReader()
-    reader.SetImageIO(ITK_READERS[kind])
     reader.SetFileName(str(path))
     with path.open("rb"):
         pass
