@@ -71,6 +71,8 @@ NIFTI_ERRORS = (
     *(OSError, EOFError, ValueError, zlib.error),
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
 )
+# Padding after the voxels is harmless; a stream that goes on and on is not.
+MORE_BYTES = 2**26
 # Beyond a tenth of a millimetre the rounding of a quaternion is not to blame.
 SAME_PLACE_MM = 0.1
 
@@ -321,7 +323,7 @@ def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byt
         assert isinstance(voxels, nib.arrayproxy.ArrayProxy), "an image from a file is read when asked for"
         _check_dimensions(shape, voxels.dtype)
         check_size(math.prod(shape), voxels.dtype.itemsize, config)
-        stored = _nifti_values(path, shape[::-1], voxels, config)
+        stored = _nifti_values(path, shape[::-1], voxels)
         affine, notes = _nifti_affine(image)
     except UnreadableScan:
         raise
@@ -334,9 +336,7 @@ def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byt
     return stored, Grid(stored.shape, affine), image.header.binaryblock, notes
 
 
-def _nifti_values(
-    path: Path, shape: tuple[int, ...], proxy: nib.arrayproxy.ArrayProxy, config: VolumeConfig
-) -> np.ndarray:
+def _nifti_values(path: Path, shape: tuple[int, ...], proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
     """Values scaled by slope and intercept, slowest axis first, read to the last byte of the file.
 
     Only at its end does a gzip stream tell whether it is whole. A slice at a time, so that no more memory is
@@ -351,7 +351,8 @@ def _nifti_values(
         rest = 0
         while more := len(file.read(2**20)):
             rest += more
-            check_size(rest, 1, config)
+            if rest > MORE_BYTES:
+                raise ValueError("far more data follow than its header announces")
     slope, intercept = float(proxy.slope), float(proxy.inter)
     if slope == 1 and intercept == 0:
         return stored

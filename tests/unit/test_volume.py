@@ -1,6 +1,7 @@
 import gzip
 import os
 import pickle
+import resource
 from itertools import permutations, product
 from pathlib import Path
 
@@ -140,11 +141,71 @@ def test_free_text_of_the_header_stays_behind(tmp_path):
     assert b"Doe" not in (tmp_path / "out.nii").read_bytes()
 
 
-def test_slope_and_intercept_of_a_nifti_are_applied(tmp_path):
-    image = nib.Nifti1Image((chest_hu().T + 1024).astype(np.uint16), np.diag([-2.5, -3, 4, 1]))
-    image.header.set_slope_inter(1, -1024)
-    nib.save(image, tmp_path / "in.nii")
-    assert np.array_equal(read_volume(tmp_path / "in.nii").hu, chest_hu())
+@pytest.mark.parametrize(
+    ("kind", "slope", "intercept"),
+    [
+        (np.uint16, 1, -1024),
+        (np.int16, 0.5, 0),
+        (np.int32, 1, 0),
+        (np.float32, 1, 0),
+        (np.float64, 2, -7),
+        (">i2", 1, 0),
+    ],
+)
+def test_every_way_to_store_a_nifti_gives_the_same_hu(kind, slope, intercept, tmp_path):
+    stored = (chest_hu().T - intercept) / slope
+    image = nib.Nifti1Image(stored.astype(kind), np.diag([-2.5, -3, 4, 1]), dtype=kind)
+    image.header.set_slope_inter(slope, intercept)
+    for name in ("in.nii", "in.nii.gz"):
+        nib.save(image, tmp_path / name)
+        assert np.array_equal(read_volume(tmp_path / name).hu, chest_hu())
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("suffix", [".nrrd", ".mha", ".mhd", ".nhdr"])
+def test_every_way_to_store_nrrd_and_metaimage_gives_the_same_hu(kind, suffix, tmp_path):
+    path = write_itk(tmp_path / f"in{suffix}", chest_hu().astype(kind), diagonal(*SPACING_MM))
+    assert np.array_equal(read_volume(path).hu, chest_hu())
+
+
+def disagreeing(path: Path, *, sform: np.ndarray, qform: np.ndarray) -> Path:
+    image = nib.Nifti1Image(chest_hu().T, sform)
+    image.header.set_sform(sform, code=1)
+    image.header.set_qform(qform, code=1)
+    nib.save(image, path)
+    return path
+
+
+def test_where_qform_and_sform_disagree_the_sform_holds_and_a_note_says_by_how_much(tmp_path):
+    sform, qform = np.diag([-2.5, -3.0, 4.0, 1.0]), np.diag([-2.5, -3.0, 4.0, 1.0])
+    qform[2, 3] = 12.0
+    volume = read_volume(disagreeing(tmp_path / "in.nii", sform=sform, qform=qform))
+    assert volume.source.notes == ("qform and sform disagree by up to 12.0 mm; the sform was used",)
+    assert volume.affine[2, 3] == 0
+    write_labels(tmp_path / "out.nii", volume.hu < -500, volume)
+    given, back = nib.load(tmp_path / "in.nii").header, nib.load(tmp_path / "out.nii").header
+    assert np.array_equal(given.get_qform(), back.get_qform())  # whichever a viewer trusts, they overlay
+    assert np.array_equal(given.get_sform(), back.get_sform())
+
+
+def test_a_broken_sform_gives_way_to_the_qform(tmp_path):
+    image = nib.Nifti1Image(chest_hu().T, np.diag([-2.5, -3.0, 4.0, 1.0]))
+    image.set_qform(image.affine, code=1)
+    image.header["sform_code"], image.header["srow_x"] = 1, 0
+    nib.save(nib.Nifti1Image(chest_hu().T, None, image.header), tmp_path / "in.nii")
+    volume = read_volume(tmp_path / "in.nii")
+    assert volume.spacing_mm == pytest.approx(SPACING_MM)
+    assert volume.source.notes == ("the sform is broken; the qform was used",)
+
+
+@pytest.mark.parametrize("broken", [0.0, np.nan])
+def test_an_affine_that_places_nothing_is_refused(broken, tmp_path):
+    image = nib.Nifti1Image(chest_hu().T, None)
+    image.header["sform_code"] = 1
+    image.header["srow_x"] = image.header["srow_y"] = broken
+    nib.save(image, tmp_path / "a.nii")
+    with pytest.raises(UnreadableScan, match="spacing or direction is broken"):
+        read_volume(tmp_path / "a.nii")
 
 
 def test_the_input_is_known_by_the_hash_of_its_bytes(tmp_path):
@@ -169,10 +230,115 @@ def test_damaged_files_are_refused_by_name(name, tmp_path):
     path = tmp_path / name
     write = write_nifti if ".nii" in name else write_itk
     whole = write(path, chest_hu(), diagonal(*SPACING_MM)).read_bytes()
-    for damaged in (b"", b"not a scan at all", whole[: len(whole) // 2], whole[:100]):
+    for damaged in (b"", b"not a scan at all", whole[: len(whole) // 2], whole[:100], whole[:-9]):
         path.write_bytes(damaged)
         with pytest.raises(UnreadableScan, match=name):
             read_volume(path)
+
+
+@pytest.mark.parametrize("where", [0.3, 0.9, -6])
+def test_a_damaged_gzip_is_found_out_even_where_it_still_unpacks(where, tmp_path):
+    path = write_nifti(tmp_path / "a.nii.gz", chest_hu(), diagonal(*SPACING_MM))
+    whole = bytearray(path.read_bytes())
+    whole[int(where * len(whole)) if where > 0 else where] ^= 0xFF
+    path.write_bytes(whole)
+    with pytest.raises(UnreadableScan, match="damaged"):
+        read_volume(path)
+
+
+def header_of(shape: tuple[int, int, int]) -> bytes:
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.int16)
+    header["vox_offset"] = 352
+    return header.binaryblock + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("a.nii.gz", gzip.compress(header_of((20000, 20000, 10000)) + bytes(10**6)), r"7450\.6 GiB"),
+        ("a.nii.gz", gzip.compress(header_of((800, 800, 1500)) + bytes(10**7)), "ends in slice 8 of 1500"),
+        ("a.nii.gz", gzip.compress(header_of((20, 20, 20)) + bytes(2**26 + 2**22)), "far more data"),
+        (
+            "a.nrrd",
+            b"NRRD0004\ntype: short\ndimension: 3\nsizes: 20000 20000 10000\nencoding: gzip\nendian: little\n\n",
+            r"7450\.6 GiB",
+        ),
+        (
+            "a.mhd",
+            b"ObjectType = Image\nNDims = 3\nDimSize = 20000 20000 10000\nElementType = MET_SHORT\n"
+            b"ElementDataFile = gone.raw\n",
+            r"7450\.6 GiB",
+        ),
+    ],
+)
+def test_a_bomb_is_refused_in_bounded_memory(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(UnreadableScan, match=words):
+        read_volume(tmp_path / name)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB, so 256 MiB
+
+
+@pytest.mark.parametrize(
+    ("name", "made_as", "words"),
+    [
+        ("scan.nii", "in.nii.gz", r"gzip, perhaps NIfTI, whose name should end in \.nii\.gz"),
+        ("scan.nii.gz", "in.nii", r"NIfTI, whose name should end in \.nii$"),
+        ("scan.mha", "in.nii", "NIfTI, whose name"),
+        ("scan.nrrd", "in.mha", "MetaImage, whose name"),
+        ("scan.nii", "in.nrrd", "NRRD, whose name"),
+        ("scan.txt", "in.nrrd", "NRRD, whose name"),
+    ],
+)
+def test_a_wrong_ending_is_refused_and_the_right_one_named(name, made_as, words, tmp_path):
+    write = write_nifti if ".nii" in made_as else write_itk
+    write(tmp_path / made_as, chest_hu(), diagonal(*SPACING_MM)).rename(tmp_path / name)
+    with pytest.raises(UnreadableScan, match=words):
+        read_volume(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd"])
+def test_a_name_with_spaces_and_any_letters_is_read_and_written(suffix, tmp_path):
+    path = tmp_path / f"Lünge (1) 肺{suffix}"
+    write = write_nifti if ".nii" in suffix else write_itk
+    volume = read_volume(write(path, chest_hu(), diagonal(*SPACING_MM)))
+    assert np.array_equal(volume.hu, chest_hu())
+    write_volume(tmp_path / f"aus wörk{suffix}", volume)
+    assert np.array_equal(read_volume(tmp_path / f"aus wörk{suffix}").hu, chest_hu())
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha", ".dcm"])
+def test_a_file_that_may_not_be_read_is_refused_as_such(suffix, tmp_path, monkeypatch):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(b"not for us")
+
+    def refuse(self, *_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # a test run as root may read everything
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(UnreadableScan, match=f"a{suffix}.*Permission denied"):
+        read_volume(path)
+
+
+def test_links_in_a_circle_and_what_is_no_file_are_refused(tmp_path):
+    (tmp_path / "a.nii").symlink_to(tmp_path / "b.nii")
+    (tmp_path / "b.nii").symlink_to(tmp_path / "a.nii")
+    os.mkfifo(tmp_path / "pipe.nii")
+    for name, words in (("a.nii", "no such file"), ("pipe.nii", "neither a file nor a folder")):
+        with pytest.raises(UnreadableScan, match=words):
+            read_volume(tmp_path / name)
+
+
+def test_few_thick_slices_are_refused_and_flat_voxels_are_read(tmp_path):
+    thick = write_nifti(tmp_path / "thick.nii", chest_hu((10, 60, 60)), diagonal(10, 5, 5))
+    with pytest.raises(UnreadableScan, match=r"10\.00 mm apart; more than max_slice_mm"):
+        read_volume(thick)
+    flat = read_volume(write_nifti(tmp_path / "flat.nii", chest_hu((20, 120, 120)), diagonal(5, 0.5, 0.5)))
+    assert flat.spacing_mm == pytest.approx((5, 0.5, 0.5))
+    assert np.array_equal(flat.hu, chest_hu((20, 120, 120)))
 
 
 @pytest.mark.parametrize(
@@ -191,7 +357,34 @@ def test_images_of_another_kind_are_refused(array, words, tmp_path):
 
 def test_a_single_volume_with_a_time_axis_is_read(tmp_path):
     nib.save(nib.Nifti1Image(chest_hu().T[..., None], np.diag([-2.5, -3, 4, 1])), tmp_path / "a.nii")
-    assert np.array_equal(read_volume(tmp_path / "a.nii").hu, chest_hu())
+    image = sitk.GetImageFromArray(chest_hu()[None], isVector=False)
+    image.SetSpacing((2.5, 3, 4, 1))
+    for name in ("a.nrrd", "a.mha"):
+        sitk.WriteImage(image, str(tmp_path / name))
+    for name in ("a.nii", "a.nrrd", "a.mha"):
+        volume = read_volume(tmp_path / name)
+        assert np.array_equal(volume.hu, chest_hu())
+        assert volume.spacing_mm == pytest.approx(SPACING_MM)
+
+
+@pytest.mark.parametrize("name", ["a.nrrd", "a.mha"])
+def test_several_volumes_and_colours_are_refused_in_every_format(name, tmp_path):
+    sitk.WriteImage(sitk.GetImageFromArray(np.stack([chest_hu()] * 2), isVector=False), str(tmp_path / name))
+    with pytest.raises(UnreadableScan, match="series of volumes of shape 28x26x24x2"):
+        read_volume(tmp_path / name)
+    sitk.WriteImage(
+        sitk.GetImageFromArray(np.stack([chest_hu()] * 3, -1), isVector=True), str(tmp_path / name)
+    )
+    with pytest.raises(UnreadableScan, match="3 values a voxel"):
+        read_volume(tmp_path / name)
+
+
+def test_an_nrrd_that_does_not_say_where_the_patient_lies_is_noted(tmp_path):
+    content = b"NRRD0004\ntype: short\ndimension: 3\nsizes: 28 26 24\nspacings: 2.5 3 4\nendian: little\n"
+    (tmp_path / "a.nrrd").write_bytes(content + b"encoding: raw\n\n" + chest_hu().tobytes())
+    volume = read_volume(tmp_path / "a.nrrd")
+    assert np.array_equal(volume.hu, chest_hu())
+    assert "guess" in volume.source.notes[0]
 
 
 @pytest.mark.parametrize("name", ["gone.nii", "notes.txt", ""])
