@@ -5,7 +5,10 @@ slope and intercept may change from slice to slice: each slice is placed by Imag
 ImageOrientationPatient and scaled by its own values. A stack with a gap, a double or a tilt is refused.
 """
 
+import os
+import re
 import struct
+import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -66,10 +69,15 @@ FEW_SCOUTS = 4
 # Nobody images a chest in thicker slices; such a header is wrong.
 THICKEST_MM = 30.0
 # An enhanced CT of 600 slices of 512x512 has 300 MiB.
-DEFLATED_BYTES = 2**31
+DEFLATED_BYTES = 2**30
 # GDCM, in SimpleITK, decodes these in half the time of libjpeg, and sees that a file was cut short.
 GDCM_SYNTAXES = (JPEGLossless, JPEGLosslessSV1)
 GDCM_BATCH = 8
+END_OF_PIXELS = b"\xfe\xff\xdd\xe0\0\0\0\0"
+UNCOMPRESSED = (
+    *(ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian),
+    DeflatedExplicitVRLittleEndian,
+)
 PARSE_ERRORS = (
     pydicom.errors.InvalidDicomError,
     OSError,
@@ -144,8 +152,8 @@ def is_dicom(path: Path) -> bool:
     try:
         with path.open("rb") as file:
             return file.read(132)[128:] == b"DICM"
-    except OSError:  # without a name to tell, it may be the slice whose absence nobody would see
-        return not path.suffix
+    except OSError:  # not ours to read, and nothing says that it is a scan
+        return False
 
 
 def series_among(files: Iterable[Path]) -> tuple[list[Series], dict[Path, str]]:
@@ -172,7 +180,7 @@ def _check_deflated(path: Path) -> None:
     """A deflated data set is unpacked whole to read its header: not one that fills the memory."""
     with path.open("rb") as file:
         start = file.read(1024)
-        if DeflatedExplicitVRLittleEndian.encode() + b"\0" not in start:
+        if DeflatedExplicitVRLittleEndian.encode() not in start:
             return
         if start[132:138] != b"\2\0\0\0UL":
             raise ValueError("its file meta information does not give its length")
@@ -199,9 +207,19 @@ def _series(uid: str, headers: list[tuple[Path, pydicom.Dataset]]) -> Series:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """The DICOM files directly in a folder, by name. Hidden files are not looked at."""
-    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if is_dicom(path)]
+    """The DICOM files directly in a folder, by name. Hidden files are not looked at.
+
+    A file that is none, but is named like one that is, digits apart, is a slice come to harm: were it passed
+    over, nobody would see that the first or last slice is missing.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    sound = {path for path in files if is_dicom(path)}
+    names = {_without_digits(path) for path in sound}
+    return [path for path in files if path in sound or _without_digits(path) in names]
+
+
+def _without_digits(path: Path) -> str:
+    return re.sub(r"\d+", "#", path.name)
 
 
 def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
@@ -296,13 +314,15 @@ def _read_series(series: Series, number: str, config: VolumeConfig) -> Stack:
 def _check_decodable(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
     """Refuse a compression that nothing here can undo, and name what could."""
     for syntax in sorted({_syntax(header) for _, header in headers}):
-        if syntax in GDCM_SYNTAXES or not syntax.is_compressed or syntax == DeflatedExplicitVRLittleEndian:
+        if syntax in GDCM_SYNTAXES or syntax in UNCOMPRESSED:
             continue
         name = f"{syntax.name} ({syntax})" if syntax.name != syntax else str(syntax)
         try:
             decoder = get_decoder(syntax)
         except NotImplementedError as error:
-            raise UnreadableScan(f"its pixels are stored as {name}, which is no still image") from error
+            raise UnreadableScan(
+                f"its pixels are stored as {name}, which is no known way to store a slice"
+            ) from error
         if not decoder.is_available:
             needed = " or ".join(decoder.missing_dependencies)
             raise UnreadableScan(
@@ -581,8 +601,14 @@ def _pixels(slices: list[Slice], grid: Grid) -> np.ndarray:
 
 
 def _is_for_gdcm(one: Slice) -> bool:
-    whole = one.slope == 1 and one.intercept.is_integer()
-    return whole and _syntax(one.header) in GDCM_SYNTAXES and "NumberOfFrames" not in one.header
+    """A lossless JPEG that ends as it should; of one that was cut short GDCM takes gigabytes to say no."""
+    if _syntax(one.header) not in GDCM_SYNTAXES or "NumberOfFrames" in one.header:
+        return False
+    if one.slope != 1 or not one.intercept.is_integer():
+        return False
+    with one.file.open("rb") as file:
+        file.seek(-len(END_OF_PIXELS), os.SEEK_END)
+        return file.read() == END_OF_PIXELS
 
 
 def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
@@ -591,7 +617,11 @@ def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
         yield from _from_gdcm(slices)
         return
     # Whole, for then a file that was cut short is found out; the decoders make up what is missing.
-    dataset = pydicom.dcmread(slices[0].file, force=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="End of file reached")
+        dataset = pydicom.dcmread(slices[0].file, force=True)
+    if "PixelData" not in dataset:
+        raise ValueError("they are missing or cut short")
     dataset.file_meta.TransferSyntaxUID = _syntax(dataset)
     yield from iter_pixels(dataset, indices=[one.frame for one in slices])
 
@@ -602,9 +632,9 @@ def _from_gdcm(slices: list[Slice]) -> Iterator[np.ndarray]:
     reader.SetFileNames([str(one.file) for one in slices])
     try:
         rescaled = sitk.GetArrayFromImage(reader.Execute())
-    except RuntimeError:
+    except RuntimeError as error:
         if len(slices) == 1:
-            raise
+            raise ValueError("they are damaged or cut short") from error
         for one in slices:  # to find out which
             yield from _from_gdcm([one])
         return
