@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder, iter_pixels
 from pydicom.uid import (
     UID,
@@ -402,7 +403,8 @@ def _natural(one: Slice) -> list[tuple[float, str]]:
 
 def _tells(one: Slice, group: str, keyword: str) -> str:
     """What the header of a slice says under a keyword, and nothing where it says nothing."""
-    return str(_value(one.header, one.frame, group, keyword, ""))
+    value = _value(one.header, one.frame, group, keyword, "")
+    return "\\".join(value) if isinstance(value, MultiValue) else str(value)
 
 
 def _check_thickness(slices: list[Slice], grid: Grid, notes: list[str], config: VolumeConfig) -> None:

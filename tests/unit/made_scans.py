@@ -4,8 +4,16 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import SimpleITK as sitk
+from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    generate_uid,
+)
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -78,6 +86,21 @@ def save_series(folder: Path, series: list[Dataset], seed: int = 0, prefix: str 
     for name, one in zip(np.random.default_rng(seed).permutation(len(series)), series, strict=True):
         one.save_as(folder / f"{prefix}{name:03d}.dcm", enforce_file_format=True)
     return folder
+
+
+def as_jpeg_lossless(one: Dataset, scratch: Path) -> None:
+    """The pixels of a slice as GDCM, in SimpleITK, compresses them; pydicom has no encoder for it."""
+    writer = sitk.ImageFileWriter()
+    writer.SetImageIO("GDCMImageIO")
+    writer.SetFileName(str(scratch))
+    writer.UseCompressionOn()
+    writer.SetCompressor("JPEG")
+    writer.Execute(sitk.GetImageFromArray(one.pixel_array[None]))
+    made = dcmread(scratch)
+    scratch.unlink()
+    assert made.file_meta.TransferSyntaxUID == JPEGLosslessSV1
+    one.file_meta.TransferSyntaxUID = JPEGLosslessSV1
+    one.add(made["PixelData"])
 
 
 def enhanced_ct(series: list[Dataset], frame_order: list[int]) -> Dataset:
