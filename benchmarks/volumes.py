@@ -1,7 +1,8 @@
 """How fast is a DICOM folder read, and in how much memory, beside the loops that one writes by hand?
 
 Prints one Markdown table: processor and wall seconds and peak memory, each way in a process of its own, best of
-three rounds that take turns. `python benchmarks/volumes.py [FOLDER]`; without FOLDER it takes `$DIFFSEGLUNG_CT/dicom/covid-a`.
+three rounds that take turns. `python benchmarks/volumes.py [FOLDER]`; without FOLDER it takes
+`$DIFFSEGLUNG_CT/dicom/covid-a`.
 """
 
 import json

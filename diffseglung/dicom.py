@@ -226,22 +226,19 @@ def _without_digits(path: Path) -> str:
 def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
     """Read the CT series of a folder, or the one that a file belongs to; `UID#2` is the second stack of one.
 
-    Of several series in the folder it takes the one with the most slices that passes every check, and says so
-    in the notes; between series of different studies it does not choose. Localizers and other modalities do
-    not count.
+    Where the folder itself holds no such series, the folders below it are searched. Of several series it takes
+    the one with the most slices that passes every check, and says so in the notes; between series of different
+    studies it does not choose. Localizers and other modalities do not count.
     """
-    folder = path if path.is_dir() else path.parent
-    files = dicom_files(folder)
-    if not files:
-        raise UnreadableScan("the folder holds no DICOM file itself; name the folder that holds the slices")
-    found, damaged = series_among(files)
+    uid, _, number = (series or "").partition("#")
+    found, damaged = _listed(path, uid)
     if damaged:
         first, reason = next(iter(damaged.items()))
         raise UnreadableScan(
             f"{len(damaged)} of its DICOM files cannot be read, {first.name} first: {reason}"
         )
-    uid, _, number = (series or _series_of(path, found) or "").partition("#")
-    candidates = _candidates(found, uid or None)
+    uid = uid or _series_of(path, found)
+    candidates = _candidates(found, uid)
     refusals = []
     for one in candidates:
         try:
@@ -256,20 +253,40 @@ def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
     raise UnreadableScan(f"none of its {len(refusals)} CT series can be used: {reasons}")
 
 
-def _series_of(path: Path, found: list[Series]) -> str | None:
+def _listed(path: Path, uid: str) -> tuple[list[Series], dict[Path, str]]:
+    """What the folder holds, or, where that is not what is wanted, what all the folders below it hold."""
+    folder = path if path.is_dir() else path.parent
+    found, damaged = series_among(dicom_files(folder))
+    if damaged or any(not uid or one.uid == uid for one in found) or not path.is_dir():
+        return found, damaged
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walk = os.walk(folder, onerror=refuse)
+    below = sorted(Path(here) for here, _, _ in walk if "/." not in here.removeprefix(str(folder)))
+    files = [file for here in below for file in dicom_files(here)]
+    if not files:
+        raise UnreadableScan("it holds no DICOM file, and no folder below it does")
+    found, damaged = series_among(files)
+    homes = {file.parent for one in found for file, _ in one.headers if not uid or one.uid == uid}
+    return found, {file: why for file, why in damaged.items() if file.parent in homes or not homes}
+
+
+def _series_of(path: Path, found: list[Series]) -> str:
     """The series that a single file belongs to; none for a folder."""
     if path.is_dir():
-        return None
+        return ""
     owner = next((one.uid for one in found if any(file == path for file, _ in one.headers)), None)
     if owner is None:
         raise UnreadableScan("the file holds no CT slice (a localizer, a report or a directory?)")
     return owner
 
 
-def _candidates(found: list[Series], series: str | None) -> list[Series]:
+def _candidates(found: list[Series], series: str) -> list[Series]:
     """The CT series to try, most slices first."""
     listing = ", ".join(one.describe() for one in found) or "no images but localizers"
-    if series is not None:
+    if series:
         found = [one for one in found if one.uid == series]
         if not found:
             raise UnreadableScan(f"it holds no series {series}; it holds {listing}")

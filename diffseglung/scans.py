@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +62,8 @@ def find_scans(folder: str | os.PathLike[str]) -> list[ScanPath]:
     Left out: hidden files; `X_lungs`, `X_tumour`, `X_truth`, `X_seg`, `X_mask`, `X_labels` and the like
     beside an image `X`; a file in a folder `truth`, `lungs`, `masks`, `labels` or `segmentations` whose name
     a sibling folder has too; this program's own results. Of DICOM: localizers, series of other modalities
-    beside a CT, and series of fewer than 12 slices beside a longer one. A folder with nothing but damaged or
+    beside a CT, and series of fewer than 12 slices beside a longer one. A series that is spread over folders is
+    one scan. A folder with nothing but damaged or
     foreign DICOM is listed once, so that reading it says why. Links to folders are followed, each folder
     once.
 
@@ -72,8 +73,27 @@ def find_scans(folder: str | os.PathLike[str]) -> list[ScanPath]:
     root = Path(folder)
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder")
-    found = [scan for here, files in _folders(root) for scan in _scans_in(here, files)]
+    found: list[ScanPath] = []
+    pieces: dict[str, list[tuple[Path, Series]]] = defaultdict(list)
+    for here, files in _folders(root):
+        for scan, series in _scans_in(here, files):
+            found.append(scan)
+            if series is not None:
+                pieces[series.uid].append((here, series))
+    for uid, parts in pieces.items():
+        found = _joined(found, uid, parts)
     return sorted(_with_unique_ids(found, root), key=lambda scan: scan.case_id)
+
+
+def _joined(found: list[ScanPath], uid: str, parts: list[tuple[Path, Series]]) -> list[ScanPath]:
+    """The pieces of a series that some archives spread over folders as one scan; whole copies stay apart."""
+    images = [header.get("SOPInstanceUID") for _, series in parts for _, header in series.headers]
+    homes = [here for here, _ in parts]
+    above = Path(os.path.commonpath(homes))
+    if len(parts) == 1 or len(set(images)) < len(images) or above in homes:
+        return found
+    whole = ScanPath(above, "dicom", uid, above.resolve().name)
+    return [scan for scan in found if scan.series_uid != uid] + [whole]
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
@@ -86,34 +106,38 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
         if (identity.st_dev, identity.st_ino) in seen:
             continue
         seen.add((identity.st_dev, identity.st_ino))
-        entries = sorted(entry for entry in here.iterdir() if not entry.name.startswith("."))
+        try:
+            entries = sorted(entry for entry in here.iterdir() if not entry.name.startswith("."))
+        except PermissionError as error:  # half a cohort would pass for the whole
+            raise ValueError(f"the folder {here} may not be read ({error.strerror})") from error
         waiting.extend(reversed([entry for entry in entries if entry.is_dir()]))
         yield here, [entry for entry in entries if entry.is_file()]
 
 
-def _scans_in(here: Path, files: list[Path]) -> Iterator[ScanPath]:
+def _scans_in(here: Path, files: list[Path]) -> Iterator[tuple[ScanPath, Series | None]]:
     images = [path for path in files if file_suffix(path) in KINDS]
     stems = {_stem(path) for path in images}
     for path in images:
         if not _is_companion(path, stems):
-            yield ScanPath(path, KINDS[file_suffix(path)], None, _stem(path))
+            yield ScanPath(path, KINDS[file_suffix(path)], None, _stem(path)), None
     others = [path for path in files if path not in images and path.suffix.lower() not in NOT_DICOM]
     dicom = [path for path in others if is_dicom(path)]
     if dicom:
         yield from _series_in(here, dicom)
 
 
-def _series_in(here: Path, files: list[Path]) -> Iterator[ScanPath]:
+def _series_in(here: Path, files: list[Path]) -> Iterator[tuple[ScanPath, Series | None]]:
     found, damaged = series_among(files)
     series = [one for one in found if one.is_ct and one.modality == "CT"]
     if not series:
         if damaged or any(one.modality in ("MR", "PT", "CT") for one in found):
-            yield ScanPath(here, "dicom", None, here.resolve().name)
+            yield ScanPath(here, "dicom", None, here.resolve().name), None
         return
     scans = [one for one in series if one.count >= FEW_SLICES] or series[:1]
     for one in scans:
         name = here.resolve().name
-        yield ScanPath(here, "dicom", one.uid, name if len(scans) == 1 else f"{name}-{_number(one, scans)}")
+        case_id = name if len(scans) == 1 else f"{name}-{_number(one, scans)}"
+        yield ScanPath(here, "dicom", one.uid, case_id), one
 
 
 def _number(one: Series, scans: list[Series]) -> str:

@@ -453,7 +453,20 @@ def test_a_name_with_spaces_and_any_letters_is_read(series, tmp_path):
 
 def test_a_folder_without_dicom_is_refused(tmp_path):
     (tmp_path / "sub").mkdir()
-    refused(tmp_path, "no DICOM file itself")
+    refused(tmp_path, "no DICOM file, and no folder below it does")
+
+
+def test_a_series_in_folders_below_is_found_and_two_studies_are_not_chosen_between(series, tmp_path):
+    save_series(tmp_path / "disc" / "study" / "a", series[:10])
+    save_series(tmp_path / "disc" / "study" / "b", series[10:])
+    (tmp_path / "disc" / "readme.txt").write_text("words")
+    assert np.array_equal(read_volume(tmp_path / "disc").hu, HU)
+    other = ct_series(chest_hu(seed=1), series_uid="7.7")
+    for one in other:
+        one.StudyInstanceUID = "7"
+    save_series(tmp_path / "disc" / "second", other)
+    refused(tmp_path / "disc", "several studies")
+    assert np.array_equal(read_volume(tmp_path / "disc", series="1.2.3.5").hu, HU)
 
 
 def test_one_slice_is_no_volume(series, tmp_path):

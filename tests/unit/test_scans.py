@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_scans import chest_hu, ct_series, save_series
 from pydicom.uid import MRImageStorage
 
 from diffseglung.scans import find_scans
+from diffseglung.volume import read_volume
 
 HU = chest_hu()
 
@@ -106,6 +108,35 @@ def test_a_folder_that_reading_will_refuse_is_listed_so_that_it_says_why(tmp_pat
         ("empty", None),
         ("head", None),
     ]
+
+
+def test_a_folder_that_may_not_be_read_is_named_and_not_passed_over(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.nii", "locked/2.nii")
+    read = Path.iterdir
+
+    def refuse(self):
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # a test run as root may read everything
+    with pytest.raises(ValueError, match=r"locked may not be read \(Permission denied\)"):
+        find_scans(tmp_path)
+
+
+def test_a_series_that_lies_in_several_folders_is_one_scan(tmp_path):
+    save_series(tmp_path / "p" / "disc1", ct_series(HU)[:14])
+    save_series(tmp_path / "p" / "disc2", ct_series(HU)[14:])
+    (scan,) = find_scans(tmp_path)
+    assert (scan.path, scan.case_id, scan.series_uid) == (tmp_path / "p", "p", "1.2.3.5")
+    assert np.array_equal(read_volume(scan.path, series=scan.series_uid).hu, HU)
+
+
+def test_a_series_that_is_copied_to_another_folder_is_two_scans(tmp_path):
+    series = ct_series(HU)
+    for folder in ("a", "b"):
+        save_series(tmp_path / folder, series)
+    assert names(tmp_path) == ["a", "b"]
 
 
 def test_a_folder_must_be_there(tmp_path):

@@ -390,7 +390,7 @@ def test_an_nrrd_that_does_not_say_where_the_patient_lies_is_noted(tmp_path):
 @pytest.mark.parametrize("name", ["gone.nii", "notes.txt", ""])
 def test_what_is_not_there_or_no_image_is_refused(name, tmp_path):
     (tmp_path / "notes.txt").write_text("words")
-    with pytest.raises(UnreadableScan, match=r"no such file|not known|no DICOM"):
+    with pytest.raises(UnreadableScan, match=r"no such file|not known|no DICOM file"):
         read_volume(tmp_path / name)
 
 
