@@ -27,6 +27,8 @@ HU, GLCM, LBP, GABOR, COLUMNS = 0, 5, 11, 21, 34
 
 NO_PATTERN = 255
 DIRECTIONS = 13
+_LINE = 16
+"""Room for the directions of a pair of levels: a power of two."""
 # scikit-image puts the diagonal neighbours at .70711: bilinear weights in units of 1e-10, so that a tie is
 # a tie.
 _DIAGONAL = 70711 * 70711
@@ -34,21 +36,27 @@ _SIDE = 70711 * 29289
 
 
 @jit
-def read_region(hu, lungs, low, grey_of, counts, codes):
-    """Count the region's HU and write its grey levels, framed by one voxel of 0; 0 is outside the lung.
-
-    hu (z, y, x) int16 clipped to low..; grey_of and counts have one entry a HU; codes (z+2, y+2, x+2) uint8.
-    """
+def count_hu(hu, lungs, low, counts):
+    """Count the lung's HU: hu (z, y, x) int16 clipped to low.., one count a HU."""
     counts[:] = 0
+    depth, height, width = hu.shape
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                if lungs[z, y, x]:
+                    counts[hu[z, y, x] - low] += 1
+
+
+@jit
+def write_codes(hu, lungs, low, code_of, codes):
+    """The code of each lung voxel, framed by one voxel of 0, which is what lies outside: (z+2, y+2, x+2) uint16."""
     codes[:] = 0
     depth, height, width = hu.shape
     for z in range(depth):
         for y in range(height):
             for x in range(width):
                 if lungs[z, y, x]:
-                    step = hu[z, y, x] - low
-                    counts[step] += 1
-                    codes[z + 1, y + 1, x + 1] = grey_of[step]
+                    codes[z + 1, y + 1, x + 1] = code_of[hu[z, y, x] - low]
 
 
 @jit
@@ -107,49 +115,57 @@ def percentiles(counts, low, shares, out):
         out[i] = value + low
 
 
-@jit
-def co_occurrences(codes, flat, pairs):
-    """Count neighbouring grey levels by direction: codes framed by zeros, pairs (13, levels, levels).
+# Unsigned indices need no check for counting from the end. They do not mix with plain integers.
+_U = tuple(np.uint64(i) for i in range(DIRECTIONS))
 
-    `flat` counts the middle slice alone, in the first four directions, which lie in it.
+
+@jit
+def co_occurrences(codes, levels, pairs):
+    """Count neighbouring grey levels by direction: pairs (levels, levels, 16) flat, level 0 is outside the lung.
+
+    codes are 16 times the level, framed by zeros. All directions of a pair of levels lie side by side: one
+    line of the cache, one sum for all addresses, and equal neighbours do not wait for each other's count.
     """
-    pairs[:] = 0
     depth, height, width = codes.shape
-    levels_at, table = codes.ravel(), pairs.ravel()
-    directions = 4 if flat else DIRECTIONS
-    middle = (depth - 2) // 2 + 1
-    first, last = (middle, middle + 1) if flat else (1, depth - 1)
-    # Unsigned indices need no check for counting from the end: twice as fast.
-    levels = np.uint64(pairs.shape[1])
-    steps = np.empty(DIRECTIONS, np.uint64)
-    tables = np.empty(DIRECTIONS, np.uint64)
-    d = 0
-    for dz in range(2):
-        for dy in range(-1, 2):
-            for dx in range(-1, 2):
-                if dz > 0 or dy > 0 or (dy == 0 and dx > 0):
-                    steps[d] = np.uint64((dz * height + dy) * width + dx)
-                    tables[d] = np.uint64(d) * levels * levels
-                    d += 1
-    for z in range(first, last):
+    at, one = codes.ravel(), np.uint32(1)
+    line, row, plane = np.uint64(levels), np.uint64(width), np.uint64(width * height)
+    for z in range(1, depth - 1):
         for y in range(1, height - 1):
-            row = (z * height + y) * width
+            start = (z * height + y) * width
             for x in range(1, width - 1):
-                at = np.uint64(row + x)
-                if levels_at[at]:
-                    line = np.uint64(levels_at[at]) * levels
-                    # Directions inside, so that equal neighbours do not wait for each other's count.
-                    for d in range(directions):
-                        table[tables[d] + line + np.uint64(levels_at[at + steps[d]])] += np.uint32(1)
+                p = np.uint64(start + x)
+                if at[p]:
+                    here = np.uint64(at[p]) * line
+                    pairs[here + np.uint64(at[p + _U[1]])] += one
+                    q = p + row
+                    pairs[here + np.uint64(at[q - _U[1]]) + _U[1]] += one
+                    pairs[here + np.uint64(at[q]) + _U[2]] += one
+                    pairs[here + np.uint64(at[q + _U[1]]) + _U[3]] += one
+                    q = p + plane - row
+                    pairs[here + np.uint64(at[q - _U[1]]) + _U[4]] += one
+                    pairs[here + np.uint64(at[q]) + _U[5]] += one
+                    pairs[here + np.uint64(at[q + _U[1]]) + _U[6]] += one
+                    q = p + plane
+                    pairs[here + np.uint64(at[q - _U[1]]) + _U[7]] += one
+                    pairs[here + np.uint64(at[q]) + _U[8]] += one
+                    pairs[here + np.uint64(at[q + _U[1]]) + _U[9]] += one
+                    q = p + plane + row
+                    pairs[here + np.uint64(at[q - _U[1]]) + _U[10]] += one
+                    pairs[here + np.uint64(at[q]) + _U[11]] += one
+                    pairs[here + np.uint64(at[q + _U[1]]) + _U[12]] += one
 
 
 @jit
-def haralick(pairs, first, last, out):
-    """Six features of the symmetric matrix of levels first..last, averaged over directions with pairs."""
+def haralick(pairs, levels, out):
+    """Six features of the symmetric matrix of levels 1..levels-1, averaged over directions with pairs.
+
+    pairs as `co_occurrences` leaves them.
+    """
     out[:] = 0
     used = 0
-    inverse = 1.0 / (1.0 + np.arange(last - first + 1.0) ** 2)
-    for d in range(pairs.shape[0]):
+    inverse = 1.0 / (1.0 + np.arange(float(levels)) ** 2)
+    table = pairs.reshape((-1, levels, _LINE))
+    for d in range(DIRECTIONS):
         total = 0
         sum_level = 0
         sum_square = 0
@@ -157,11 +173,11 @@ def haralick(pairs, first, last, out):
         dissimilarity = 0
         homogeneity = 0.0
         squares = 0
-        for i in range(first, last + 1):
-            for j in range(i, last + 1):
-                both = np.int64(pairs[d, i, j])
+        for i in range(1, levels):
+            for j in range(i, levels):
+                both = np.int64(table[i, j, d])
                 if j > i:
-                    both += pairs[d, j, i]
+                    both += table[j, i, d]
                 if both == 0:
                     continue
                 gap = j - i
@@ -275,14 +291,15 @@ def neighbour_differences(hu, lungs, first, last, difference, pairs):
 # ---- Gabor filters
 #
 # Twelve complex kernels of 15 x 15 voxels whose Gaussian is round are products of one-dimensional ones, and
-# each of those is even or odd: 37 short passes replace 24 two-dimensional convolutions. What is not lung is
-# first filled with the Gaussian mean of the lung around it (normalised convolution, Knutsson and Westin
-# 1993), so that neither the chest wall nor the edge of a patch is heard.
-
-# Columns are filtered in strips of constant width: strides that the compiler knows make it use vector
-# instructions.
+# each of those is even or odd. What is not lung is first filled with the Gaussian mean of the lung around it
+# (normalised convolution, Knutsson and Westin 1993), so that neither the chest wall nor the edge of a patch is
+# heard.
+#
+# A slice is filtered in strips of constant width, and what belongs to one row lies in one array at constant
+# distances: strides that the compiler knows, and few arrays, make it use vector instructions.
 _STRIP = 32
 _FRAMED = _STRIP + 2 * REACH + 2
+_BLOCK = 16
 
 
 def _taps(cycles: float, wave) -> tuple[np.float32, ...]:
@@ -297,180 +314,221 @@ def _sum(even: tuple[np.float32, ...]) -> float:
 
 
 GAUSS = _taps(0.0, math.cos)
+_COS, _SIN = _taps(GABOR_FREQUENCIES[0], math.cos), _taps(GABOR_FREQUENCIES[0], math.sin)
+# How much of a constant the real part of each straight wave passes; it is taken off again.
+_THROUGH = tuple(np.float32(_sum(_taps(f, math.cos)) / _sum(GAUSS)) for f in GABOR_FREQUENCIES)
 
 
-def _wave(cycles: float):
-    """Even and odd taps of a straight and an oblique wave, and how much of a constant the even ones pass."""
-    oblique = cycles * math.sqrt(0.5)
-    taps = [_taps(c, part) for c in (cycles, oblique) for part in (math.cos, math.sin)]
-    through = [_sum(taps[0]) / _sum(GAUSS), (_sum(taps[2]) / _sum(GAUSS)) ** 2]
-    return (*taps, *map(np.float32, through))
+def _oblique(cycles: float):
+    """Even and odd taps of a wave at 45 degrees along either axis, and how much of a constant it passes."""
+    even, odd = (_taps(cycles * math.sqrt(0.5), part) for part in (math.cos, math.sin))
+    return even, odd, np.float32((_sum(even) / _sum(GAUSS)) ** 2)
 
 
-TAPS = tuple(_wave(f) for f in GABOR_FREQUENCIES)
+OBLIQUE = tuple(_oblique(f) for f in GABOR_FREQUENCIES)
+
+
+def _gauss_along(step: int, pitch: int, width: int, out_pitch: int):
+    """A pass of the Gaussian over taps `step` apart, from rows of `pitch` to rows of `out_pitch`."""
+    s1, s2, s3, s4, s5, s6, s7 = (step * k for k in range(1, 8))
+
+    @jit
+    def smooth(a, rows, out):
+        t = GAUSS
+        for y in range(rows):
+            for x in range(width):
+                p = y * pitch + x + s7
+                near = t[0] * a[p] + t[1] * (a[p - s1] + a[p + s1]) + t[2] * (a[p - s2] + a[p + s2])
+                near += t[3] * (a[p - s3] + a[p + s3])
+                far = t[4] * (a[p - s4] + a[p + s4]) + t[5] * (a[p - s5] + a[p + s5])
+                far += t[6] * (a[p - s6] + a[p + s6]) + t[7] * (a[p - s7] + a[p + s7])
+                out[y * out_pitch + x] = near + far
+
+    return smooth
+
+
+_smooth_x = _gauss_along(1, _FRAMED, _STRIP, _STRIP)
+_smooth_y = _gauss_along(_FRAMED, _FRAMED, _FRAMED, _FRAMED)
+_mean_y = _gauss_along(_STRIP, _STRIP, _STRIP, 2 * _STRIP)
+_row_x = _gauss_along(1, _BLOCK, _BLOCK, _BLOCK)
+_row_y = _gauss_along(2 * _BLOCK, 2 * _BLOCK, 2 * _BLOCK, 2 * _BLOCK)
+
+
+def _straight_along(step: int, pitch: int, angle: int):
+    """The three waves along one axis, from what is smooth along the other: |response| at 0 or 90 degrees.
+
+    .40 is half a cycle less .10: cos(.8 pi k) = (-1)^k cos(.2 pi k), so both come from the same two sums. Of
+    .25 every second tap is zero.
+    """
+    s1, s2, s3, s4, s5, s6, s7 = (step * k for k in range(1, 8))
+    low, middle, high = (f * 4 * _STRIP + angle * _STRIP for f in range(3))
+
+    @jit
+    def straight(a, side, rows, out):
+        t, u, g = _COS, _SIN, GAUSS
+        for y in range(rows):
+            for x in range(_STRIP):
+                p = y * pitch + x + s7
+                e1, e2, e3 = a[p - s1] + a[p + s1], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
+                e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
+                e7 = a[p - s7] + a[p + s7]
+                o1, o2, o3 = a[p + s1] - a[p - s1], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
+                o4, o5, o6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
+                o7 = a[p + s7] - a[p - s7]
+                mean, inside = side[y * 2 * _STRIP + x], side[y * 2 * _STRIP + _STRIP + x]
+                even, odd = t[0] * a[p] + t[2] * e2 + t[4] * e4 + t[6] * e6, t[1] * e1 + t[3] * e3
+                odd += t[5] * e5 + t[7] * e7
+                first = u[1] * o1 + u[3] * o3 + u[5] * o5 + u[7] * o7
+                second = u[2] * o2 + u[4] * o4 + u[6] * o6
+                q = y * WAVES * _STRIP + x
+                re, im = even + odd - _THROUGH[0] * mean, first + second
+                out[q + low] = np.sqrt(re * re + im * im) * inside
+                re, im = g[0] * a[p] - g[2] * e2 + g[4] * e4 - g[6] * e6 - _THROUGH[1] * mean, g[1] * o1
+                im += g[5] * o5 - g[3] * o3 - g[7] * o7
+                out[q + middle] = np.sqrt(re * re + im * im) * inside
+                re, im = even - odd - _THROUGH[2] * mean, first - second
+                out[q + high] = np.sqrt(re * re + im * im) * inside
+
+    return straight
+
+
+_straight_x = _straight_along(1, _FRAMED, 0)
+_straight_y = _straight_along(_STRIP, _STRIP, 2)
 
 
 @jit
-def _even_x(a, t, rows, out):
+def _oblique_x(a, t, u, rows, evens, odds):
+    """Even and odd part of a wave along x."""
     for y in range(rows):
         for x in range(_STRIP):
-            p = y * _FRAMED + x
-            near = t[1] * (a[p + 6] + a[p + 8]) + t[2] * (a[p + 5] + a[p + 9]) + t[3] * (a[p + 4] + a[p + 10])
-            far = (
-                t[4] * (a[p + 3] + a[p + 11]) + t[5] * (a[p + 2] + a[p + 12]) + t[6] * (a[p + 1] + a[p + 13])
-            )
-            out[y * _STRIP + x] = t[0] * a[p + 7] + near + far + t[7] * (a[p] + a[p + 14])
+            p = y * _FRAMED + x + REACH
+            near = t[0] * a[p] + t[1] * (a[p + 1] + a[p - 1]) + t[2] * (a[p + 2] + a[p - 2])
+            near += t[3] * (a[p + 3] + a[p - 3]) + t[4] * (a[p + 4] + a[p - 4])
+            far = t[5] * (a[p + 5] + a[p - 5]) + t[6] * (a[p + 6] + a[p - 6]) + t[7] * (a[p + 7] + a[p - 7])
+            evens[y * _STRIP + x] = near + far
+            near = u[1] * (a[p + 1] - a[p - 1]) + u[2] * (a[p + 2] - a[p - 2]) + u[3] * (a[p + 3] - a[p - 3])
+            near += u[4] * (a[p + 4] - a[p - 4]) + u[5] * (a[p + 5] - a[p - 5])
+            odds[y * _STRIP + x] = near + u[6] * (a[p + 6] - a[p - 6]) + u[7] * (a[p + 7] - a[p - 7])
 
 
 @jit
-def _pair_x(a, t, u, rows, even, odd):
+def _oblique_y(a, b, side, t, u, through, rows, out):
+    """Both oblique waves from the even part a and the odd part b along x.
+
+    The cos and sin of a sum: 45 and 135 degrees share their four products. out begins at the first of them.
+    """
+    w, s2, s3, s4, s5, s6, s7 = _STRIP, 2 * _STRIP, 3 * _STRIP, 4 * _STRIP, 5 * _STRIP, 6 * _STRIP, 7 * _STRIP
+    for y in range(rows):
+        for x in range(w):
+            p = y * w + x + s7
+            e1, e2, e3 = a[p - w] + a[p + w], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
+            e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
+            o1, o2, o3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
+            o4, o5, o6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
+            even = t[0] * a[p] + t[1] * e1 + t[2] * e2 + t[3] * e3 + t[4] * e4 + t[5] * e5 + t[6] * e6
+            even += t[7] * (a[p - s7] + a[p + s7]) - through * side[y * s2 + x]
+            even_odd = u[1] * o1 + u[2] * o2 + u[3] * o3 + u[4] * o4 + u[5] * o5 + u[6] * o6
+            even_odd += u[7] * (a[p + s7] - a[p - s7])
+            e1, e2, e3 = b[p - w] + b[p + w], b[p - s2] + b[p + s2], b[p - s3] + b[p + s3]
+            e4, e5, e6 = b[p - s4] + b[p + s4], b[p - s5] + b[p + s5], b[p - s6] + b[p + s6]
+            o1, o2, o3 = b[p + w] - b[p - w], b[p + s2] - b[p - s2], b[p + s3] - b[p - s3]
+            o4, o5, o6 = b[p + s4] - b[p - s4], b[p + s5] - b[p - s5], b[p + s6] - b[p - s6]
+            odd_even = t[0] * b[p] + t[1] * e1 + t[2] * e2 + t[3] * e3 + t[4] * e4 + t[5] * e5 + t[6] * e6
+            odd_even += t[7] * (b[p - s7] + b[p + s7])
+            odd = u[1] * o1 + u[2] * o2 + u[3] * o3 + u[4] * o4 + u[5] * o5 + u[6] * o6
+            odd += u[7] * (b[p + s7] - b[p - s7])
+            inside, q = side[y * s2 + w + x], y * WAVES * w + x
+            re, im = even - odd, odd_even + even_odd
+            out[q] = np.sqrt(re * re + im * im) * inside
+            re, im = even + odd, odd_even - even_odd
+            out[q + s2] = np.sqrt(re * re + im * im) * inside
+
+
+@jit
+def fill_outside(hu, lungs, centre, scratch, out):
+    """HU minus `centre` in the lung, the Gaussian mean of the lung nearby elsewhere; framed by 7 voxels.
+
+    hu and lungs (y, x); out (y + 14, blocks of 16 that hold x + 14). Blocks of a row without a voxel to fill
+    are passed over. scratch is `fill_scratch`.
+    """
+    inside, weight, rows, sums, missing = scratch
+    height, width = hu.shape
+    frame = 2 * REACH
+    for y in range(height):
+        for x in range(width):
+            weight[y + frame, x + frame] = lungs[y, x]
+            inside[y + frame, x + frame] = (np.float32(hu[y, x]) - centre) * np.float32(lungs[y, x])
+    out[:] = inside[REACH : REACH + out.shape[0], REACH : REACH + out.shape[1]]
+    for b in range(out.shape[1] // _BLOCK):
+        left = b * _BLOCK
+        missing[0] = 0
+        for y in range(height + frame):
+            here = np.float32(0)
+            for x in range(left + REACH, left + REACH + _BLOCK):
+                here += weight[y + REACH, x]
+            missing[y + 1] = missing[y] + (here < _BLOCK)
+        for y in range(frame, height + frame):
+            if missing[min(y, height + frame - 1) + 1] > missing[y - frame]:
+                _row_x(weight[y, left:], 1, rows[2 * y * _BLOCK :])
+                _row_x(inside[y, left:], 1, rows[(2 * y + 1) * _BLOCK :])
+        for y in range(height + frame):
+            if missing[y + 1] > missing[y]:
+                _row_y(rows[2 * y * _BLOCK :], 1, sums)
+                for x in range(_BLOCK):
+                    if weight[y + REACH, left + x + REACH] == 0 and sums[x] > 0:
+                        out[y, left + x] = sums[_BLOCK + x] / sums[x]
+
+
+@jit
+def fill_scratch(height, width):
+    """Room for `fill_outside`; what lies beyond the slice is and stays 0."""
+    tall, wide = height + 4 * REACH, -(-(width + 2 * REACH) // _BLOCK) * _BLOCK + 2 * REACH
+    return (
+        np.zeros((tall, wide), np.float32),
+        np.zeros((tall, wide), np.float32),
+        np.zeros(tall * 2 * _BLOCK, np.float32),
+        np.zeros(2 * _BLOCK, np.float32),
+        np.zeros(height + 2 * REACH + 1, np.int32),
+    )
+
+
+@jit
+def strip_scratch(height):
+    """Room for `filter_strip`: the strip itself, what it is smoothed to, and the responses (y, 12, 32)."""
+    rows = height + 2 * REACH
+    return (
+        np.zeros(rows * _FRAMED + 2 * REACH, np.float32),
+        np.zeros(rows * _STRIP, np.float32),
+        np.zeros(rows * _FRAMED + 2 * REACH, np.float32),
+        np.zeros(height * 2 * _STRIP, np.float32),
+        np.zeros(rows * _STRIP, np.float32),
+        np.zeros(rows * _STRIP, np.float32),
+        np.zeros(height * WAVES * _STRIP, np.float32),
+    )
+
+
+@jit
+def filter_strip(filled, lungs, left, top, bottom, scratch):
+    """|Gabor response| in rows top..bottom-1 of the 32 columns from `left`, 0 outside the lung, in scratch[-1]."""
+    strip, smooth_x, smooth_y, side, evens, odds, found = scratch
+    rows = bottom - top
+    shown = min(_STRIP, lungs.shape[1] - left)
+    framed = min(_FRAMED, filled.shape[1] - left)
+    for y in range(rows + 2 * REACH):
+        for x in range(framed):
+            strip[y * _FRAMED + x] = filled[top + y, left + x]
     for y in range(rows):
         for x in range(_STRIP):
-            p = y * _FRAMED + x
-            b1, b2, b3, b4, b5, b6, b7 = a[p + 6], a[p + 5], a[p + 4], a[p + 3], a[p + 2], a[p + 1], a[p]
-            c1, c2, c3, c4, c5, c6, c7 = (
-                a[p + 8],
-                a[p + 9],
-                a[p + 10],
-                a[p + 11],
-                a[p + 12],
-                a[p + 13],
-                a[p + 14],
-            )
-            near = t[0] * a[p + 7] + t[1] * (b1 + c1) + t[2] * (b2 + c2) + t[3] * (b3 + c3)
-            even[y * _STRIP + x] = (
-                near + t[4] * (b4 + c4) + t[5] * (b5 + c5) + t[6] * (b6 + c6) + t[7] * (b7 + c7)
-            )
-            near = u[1] * (c1 - b1) + u[2] * (c2 - b2) + u[3] * (c3 - b3)
-            odd[y * _STRIP + x] = (
-                near + u[4] * (c4 - b4) + u[5] * (c5 - b5) + u[6] * (c6 - b6) + u[7] * (c7 - b7)
-            )
-
-
-@jit
-def _even_y(a, t, rows, out):
-    w = _STRIP
-    for p in range(rows * w):
-        near = t[1] * (a[p + 6 * w] + a[p + 8 * w]) + t[2] * (a[p + 5 * w] + a[p + 9 * w])
-        near += t[3] * (a[p + 4 * w] + a[p + 10 * w]) + t[4] * (a[p + 3 * w] + a[p + 11 * w])
-        far = t[5] * (a[p + 2 * w] + a[p + 12 * w]) + t[6] * (a[p + w] + a[p + 13 * w])
-        out[p] = t[0] * a[p + 7 * w] + near + far + t[7] * (a[p] + a[p + 14 * w])
-
-
-@jit
-def _pair_y(a, t, u, rows, even, odd):
-    w = _STRIP
-    for p in range(rows * w):
-        b1, b2, b3, b4 = a[p + 6 * w], a[p + 5 * w], a[p + 4 * w], a[p + 3 * w]
-        c1, c2, c3, c4 = a[p + 8 * w], a[p + 9 * w], a[p + 10 * w], a[p + 11 * w]
-        b5, b6, b7, c5, c6, c7 = a[p + 2 * w], a[p + w], a[p], a[p + 12 * w], a[p + 13 * w], a[p + 14 * w]
-        near = t[0] * a[p + 7 * w] + t[1] * (b1 + c1) + t[2] * (b2 + c2) + t[3] * (b3 + c3)
-        even[p] = near + t[4] * (b4 + c4) + t[5] * (b5 + c5) + t[6] * (b6 + c6) + t[7] * (b7 + c7)
-        near = u[1] * (c1 - b1) + u[2] * (c2 - b2) + u[3] * (c3 - b3)
-        odd[p] = near + u[4] * (c4 - b4) + u[5] * (c5 - b5) + u[6] * (c6 - b6) + u[7] * (c7 - b7)
-
-
-@jit
-def _magnitude(re, im, sign, re2, im2, through, mean, size, out):
-    """out = |(re + sign re2 - through mean) + i (im - sign im2)|."""
-    for p in range(size):
-        a = re[p] + sign * re2[p] - through * mean[p]
-        b = im[p] - sign * im2[p]
-        out[p] = np.sqrt(a * a + b * b)
-
-
-@jit
-def _smooth(a, height, width, rows, out):
-    """Gaussian sums wherever the kernel touches a slice framed by 14 zeros: out (height + 14, width + 14)."""
-    wide = width + 2 * REACH
-    for y in range(height):
-        for x in range(wide):
-            near = GAUSS[0] * a[y, x + 7] + GAUSS[1] * (a[y, x + 6] + a[y, x + 8])
-            near += GAUSS[2] * (a[y, x + 5] + a[y, x + 9]) + GAUSS[3] * (a[y, x + 4] + a[y, x + 10])
-            far = GAUSS[4] * (a[y, x + 3] + a[y, x + 11]) + GAUSS[5] * (a[y, x + 2] + a[y, x + 12])
-            rows[y + 2 * REACH, x] = (
-                near + far + GAUSS[6] * (a[y, x + 1] + a[y, x + 13]) + GAUSS[7] * (a[y, x] + a[y, x + 14])
-            )
-    for y in range(height + 2 * REACH):
-        for x in range(wide):
-            out[y, x] = GAUSS[0] * rows[y + REACH, x]
-        for k in range(1, REACH + 1):
-            for x in range(wide):
-                out[y, x] += GAUSS[k] * (rows[y + REACH - k, x] + rows[y + REACH + k, x])
-
-
-@jit
-def fill_outside(hu, lungs, centre, out):
-    """HU minus `centre` in the lung, the Gaussian mean of the lung nearby elsewhere; framed by 7 voxels."""
-    height, width = hu.shape
-    inside = np.zeros((height, width + 4 * REACH), np.float32)
-    weight = np.zeros((height, width + 4 * REACH), np.float32)
-    for y in range(height):
-        for x in range(width):
-            if lungs[y, x]:
-                inside[y, x + 2 * REACH] = hu[y, x] - centre
-                weight[y, x + 2 * REACH] = 1
-    rows = np.zeros((height + 4 * REACH, width + 2 * REACH), np.float32)
-    total = np.empty(out.shape, np.float32)
-    _smooth(weight, height, width, rows, total)
-    _smooth(inside, height, width, rows, out)
-    for y in range(out.shape[0]):
-        for x in range(out.shape[1]):
-            out[y, x] = out[y, x] / total[y, x] if total[y, x] > 0 else np.float32(0)
-    for y in range(height):
-        for x in range(width):
-            if lungs[y, x]:
-                out[y + REACH, x + REACH] = inside[y, x + 2 * REACH]
-
-
-@jit
-def _one_frequency(strip, smooth, mean, taps, height, scratch, out):
-    """|response| at 0, 45, 90 and 135 degrees of one framed strip: out (4, height * 32)."""
-    straight_even, straight_odd, oblique_even, oblique_odd, straight_mean, oblique_mean = taps
-    even, odd, ee, oo, eo, oe, none = scratch
-    rows, size, one = height + 2 * REACH, height * _STRIP, np.float32(1)
-    _pair_x(strip, straight_even, straight_odd, rows, even, odd)
-    _even_y(even, GAUSS, height, ee)
-    _even_y(odd, GAUSS, height, oe)
-    _magnitude(ee, oe, one, none, none, straight_mean, mean, size, out[0])
-    _pair_y(smooth, straight_even, straight_odd, height, ee, eo)
-    _magnitude(ee, eo, one, none, none, straight_mean, mean, size, out[2])
-    _pair_x(strip, oblique_even, oblique_odd, rows, even, odd)
-    _pair_y(even, oblique_even, oblique_odd, height, ee, eo)
-    _pair_y(odd, oblique_even, oblique_odd, height, oe, oo)
-    # cos and sin of a sum: 45 and 135 degrees share their four products.
-    _magnitude(ee, oe, -one, oo, eo, oblique_mean, mean, size, out[1])
-    _magnitude(ee, oe, one, oo, eo, oblique_mean, mean, size, out[3])
-
-
-@jit
-def responses(hu, lungs, centre, out):
-    """|Gabor response| of one axial slice in HU: out (12, y, x) float32, 0 outside the lung."""
-    height, width = hu.shape
-    filled = np.empty((height + 2 * REACH, width + 2 * REACH), np.float32)
-    fill_outside(hu, lungs, centre, filled)
-    strip = np.zeros((height + 2 * REACH) * _FRAMED, np.float32)
-    long, short = (height + 2 * REACH) * _STRIP, height * _STRIP
-    smooth, mean = np.empty(long, np.float32), np.empty(short, np.float32)
-    even, odd = np.empty(long, np.float32), np.empty(long, np.float32)
-    ee, oo = np.empty(short, np.float32), np.empty(short, np.float32)
-    eo, oe = np.empty(short, np.float32), np.empty(short, np.float32)
-    scratch = (even, odd, ee, oo, eo, oe, np.zeros(short, np.float32))
-    found = np.empty((len(GABOR_DEGREES), short), np.float32)
-    for left in range(0, width, _STRIP):
-        shown = min(_STRIP, width - left)
-        for y in range(height + 2 * REACH):
-            for x in range(shown + 2 * REACH):
-                strip[y * _FRAMED + x] = filled[y, left + x]
-        _even_x(strip, GAUSS, height + 2 * REACH, smooth)
-        _even_y(smooth, GAUSS, height, mean)
-        for f in range(len(TAPS)):
-            _one_frequency(strip, smooth, mean, TAPS[f], height, scratch, found)
-            for wave in range(len(found)):
-                for y in range(height):
-                    for x in range(shown):
-                        inside = lungs[y, left + x]
-                        out[f * len(found) + wave, y, left + x] = found[wave, y * _STRIP + x] if inside else 0
+            side[(2 * y + 1) * _STRIP + x] = x < shown and lungs[top + y, left + x]
+    _smooth_x(strip, rows + 2 * REACH, smooth_x)
+    _mean_y(smooth_x, rows, side)
+    _smooth_y(strip, rows, smooth_y)
+    _straight_x(smooth_y, side, rows, found)
+    _straight_y(smooth_x, side, rows, found)
+    for f in range(len(OBLIQUE)):
+        even, odd, through = OBLIQUE[f]
+        _oblique_x(strip, even, odd, rows + 2 * REACH, evens, odds)
+        _oblique_y(evens, odds, side, even, odd, through, rows, found[(4 * f + 1) * _STRIP :])
 
 
 # ---- Patches and windows
@@ -481,17 +539,27 @@ PERCENTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90])
 @jit
 def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):
     """The HU and GLCM families of one region with some lung; `flat` pairs voxels of its middle slice only."""
-    depth, height, width = hu.shape
-    codes = np.empty((depth + 2, height + 2, width + 2), np.uint8)
-    read_region(hu, lungs, low, grey_of, counts, codes)
+    count_hu(hu, lungs, low, counts)
     first_order(counts, low, bins, out[HU:GLCM])
     first, last = 0, counts.size - 1
     while counts[first] == 0:
         first += 1
     while counts[last] == 0:
         last -= 1
-    co_occurrences(codes, flat, pairs)
-    haralick(pairs, int(grey_of[first]), int(grey_of[last]), out[GLCM:LBP])
+    lowest, levels = int(grey_of[first]) - 1, int(grey_of[last]) - int(grey_of[first]) + 2
+    code_of = np.zeros(counts.size, np.uint16)
+    for step in range(first, last + 1):
+        code_of[step] = (grey_of[step] - lowest) * _LINE
+    if flat:
+        middle = hu.shape[0] // 2
+        hu, lungs = hu[middle : middle + 1], lungs[middle : middle + 1]
+    depth, height, width = hu.shape
+    codes = np.empty((depth + 2, height + 2, width + 2), np.uint16)
+    write_codes(hu, lungs, low, code_of, codes)
+    used = pairs[: levels * levels * _LINE]
+    used[:] = 0
+    co_occurrences(codes, levels, used)
+    haralick(used, levels, out[GLCM:LBP])
 
 
 @jit
@@ -509,19 +577,29 @@ def _lung_count(lungs):
 def empty_pairs(grey_of):
     """Room for the co-occurrence counts of all grey levels and the outside."""
     levels = int(grey_of[-1]) + 1
-    return np.empty((DIRECTIONS, levels, levels), np.uint32)
+    return np.empty(levels * levels * _LINE, np.uint32)
 
 
 @jit
 def middle_patterns(hu, lungs, counts):
     """Counts (10,) of the patterns in the three middle planes of a region."""
-    patterns = np.empty(hu.shape, np.uint8)
     counts[:] = 0
+    depth, height, width = hu.shape
+    flat_hu, flat_lungs = hu.ravel(), lungs.ravel()
+    stride = (height * width, width, 1)
     for axis in range(3):
-        patterns[:] = NO_PATTERN
-        middle = hu.shape[axis] // 2
-        plane_patterns(hu, lungs, axis, middle, middle + 1, patterns)
-        count_patterns(patterns, counts)
+        start, stop = [1, 1, 1], [depth - 1, height - 1, width - 1]
+        start[axis] = hu.shape[axis] // 2
+        stop[axis] = start[axis] + 1
+        row, column = stride[0] if axis > 0 else stride[1], stride[2] if axis < 2 else stride[1]
+        for z in range(start[0], stop[0]):
+            for y in range(start[1], stop[1]):
+                for x in range(start[2], stop[2]):
+                    at = (z * height + y) * width + x
+                    if flat_lungs[at]:
+                        pattern = uniform_pattern(flat_hu, flat_lungs, at, row, column)
+                        if pattern != NO_PATTERN:
+                            counts[pattern] += 1
 
 
 @jit
@@ -533,24 +611,45 @@ def _span(cell, size, step, length):
 
 @jit
 def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):
-    """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12)."""
+    """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12), zero before."""
     _, height, width = hu.shape
-    waves = np.empty((WAVES, height, width), np.float32)
-    columns = np.empty(width)
+    room, filling = strip_scratch(height), fill_scratch(height, width)
+    found = room[-1]
+    filled = np.empty((height + 2 * REACH, filling[0].shape[1] - 2 * REACH), np.float32)
+    columns = np.empty(WAVES * _STRIP, np.float32)
     for z in range(first, last):
         if not lungs[z].any():
             continue
-        responses(hu[z], lungs[z], centre, waves)
-        for wave in range(WAVES):
+        fill_outside(hu[z], lungs[z], centre, filling, filled)
+        for left in range(0, width, _STRIP):
+            top, bottom = _lung_rows(lungs[z], left, min(width, left + _STRIP))
+            if top >= bottom:
+                continue
+            filter_strip(filled, lungs[z], left, top, bottom, room)
             for j in range(out.shape[1]):
                 y0, y1 = _span(j, size[1], step[1], height)
+                if max(y0, top) >= min(y1, bottom):
+                    continue
                 columns[:] = 0
-                for y in range(y0, y1):
-                    for x in range(width):
-                        columns[x] += waves[wave, y, x]
+                for y in range(max(y0, top) - top, min(y1, bottom) - top):
+                    for x in range(WAVES * _STRIP):
+                        columns[x] += found[y * WAVES * _STRIP + x]
                 for i in range(out.shape[2]):
                     x0, x1 = _span(i, size[2], step[2], width)
-                    out[z, j, i, wave] = columns[x0:x1].sum()
+                    for wave in range(WAVES):
+                        for x in range(max(x0, left) - left, min(x1, left + _STRIP) - left):
+                            out[z, j, i, wave] += columns[wave * _STRIP + x]
+
+
+@jit
+def _lung_rows(lungs, left, right):
+    """First and last-plus-one row with lung in columns left..right-1; equal where there is none."""
+    top, bottom = 0, lungs.shape[0]
+    while top < bottom and not lungs[top, left:right].any():
+        top += 1
+    while bottom > top and not lungs[bottom - 1, left:right].any():
+        bottom -= 1
+    return top, bottom
 
 
 @jit
