@@ -49,7 +49,11 @@ class Model:
             "format": FORMAT,
             "config": to_dict(self.config),
             "config_sha256": digest(self.config),
-            "teacher": {"names": list(TEACHER.names), "standardiser": self.standardiser.to_dict()},
+            "teacher": {
+                "names": list(TEACHER.names),
+                "table": TEACHER.table,
+                "standardiser": self.standardiser.to_dict(),
+            },
             "info": self.info,
         }
         (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

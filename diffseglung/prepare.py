@@ -1,5 +1,7 @@
 """One scan, made ready to learn from: its patches with everything the teacher has to say about them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 
@@ -13,15 +15,19 @@ from diffseglung.tissue import scan_reference
 from diffseglung.volume import Volume
 
 
-def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray | None = None) -> pa.Table:
+def prepare_case(
+    case_id: str, volume: Volume, config: Config, lungs: np.ndarray | None = None, weight: float = 1.0
+) -> pa.Table:
     """Patches of one case as a table of `patches_schema`, the same on every machine and in every order.
 
-    `lungs` is a given lung mask on the volume's grid. Raises ValueError, in words, where no patch can be had.
+    `lungs` is a given lung mask on the volume's grid. A case of weight 4 gives four times the patches, as far
+    as it has them. Raises ValueError, in words, where no patch can be had.
     """
     anatomy = find_anatomy(volume, config.anatomy, lungs)
     stride = config.student.stride_vox
     scan = to_scan(volume, anatomy, config.patches, stride)
-    corners = sample_corners(scan.lungs, config.patches, stride, seed_of(config.patches.seed, case_id))
+    quota = replace(config.patches, per_case=max(1, round(config.patches.per_case * weight)))
+    corners = sample_corners(scan.lungs, quota, stride, seed_of(config.patches.seed, case_id))
     if not corners:
         raise ValueError(f"no patch of {config.patches.size_vox} voxels holds any lung")
     size = config.patches.size_vox
@@ -36,10 +42,11 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     hu = np.stack([cut(scan.hu, c, size) for c in corners])
     inside = np.stack([cut(scan.lungs, c, size) for c in corners])
+    teacher = describe_patches(hu, inside, config.teacher)
     columns = {
         "hu": hu,
         "lungs": inside.astype(np.uint8),
-        "teacher": describe_patches(hu, inside, config.teacher),
+        "teacher": teacher,
         "teacher_local": np.stack([cut_cells(local, c, size, (stride,) * 3) for c in corners]),
         "evidence": np.stack([cut_cells(cells.evidence, c, size, config.patches.cell_vox) for c in corners]),
         "descriptors": np.stack(
@@ -52,6 +59,7 @@ def prepare_case(case_id: str, volume: Volume, config: Config, lungs: np.ndarray
         "z0": [c[0] for c in corners],
         "y0": [c[1] for c in corners],
         "x0": [c[2] for c in corners],
+        "described": np.isfinite(teacher[:, 0]),
         "mode_hu": [reference.mode_hu] * n,
         "roughness": [reference.log_roughness] * n,
     }

@@ -10,7 +10,7 @@ from diffseglung.student import StudentConfig
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import EVIDENCE
 
-VERSION = "1"
+VERSION = "2"
 
 
 def tensor(kind: pa.DataType, shape: tuple[int, ...]) -> pa.DataType:
@@ -24,7 +24,10 @@ def named(name: str, fields: list[tuple[str, pa.DataType]], **metadata: str) -> 
 
 
 def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
-    """One row per patch: CT, lungs, the teacher's numbers for the patch, its positions and its cells."""
+    """One row per patch: CT, lungs, the teacher's numbers for the patch, its positions and its cells.
+
+    `described` is false where the patch has too little lung for the teacher; `teacher` is then NaN.
+    """
     size = patches.size_vox
     positions = tuple(n // student.stride_vox for n in size)
     cells = tuple(n // c for n, c in zip(size, patches.cell_vox, strict=True))
@@ -39,13 +42,18 @@ def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
             ("hu", tensor(pa.int16(), size)),
             ("lungs", tensor(pa.uint8(), size)),
             ("teacher", tensor(pa.float32(), (descriptors,))),
+            ("described", pa.bool_()),
             ("teacher_local", tensor(pa.float32(), (*positions, descriptors))),
             ("evidence", tensor(pa.float32(), (*cells, len(EVIDENCE)))),
             ("descriptors", tensor(pa.float32(), (*cells, descriptors))),
             ("mode_hu", pa.float32()),
             ("roughness", pa.float32()),
         ],
-        **{"teacher.names": json.dumps(list(TEACHER.names)), "evidence.names": json.dumps(list(EVIDENCE))},
+        **{
+            "teacher.names": json.dumps(list(TEACHER.names)),
+            "teacher.table": json.dumps(TEACHER.table),
+            "evidence.names": json.dumps(list(EVIDENCE)),
+        },
     )
 
 

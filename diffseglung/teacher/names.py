@@ -1,6 +1,6 @@
 """The 34 descriptors: one table of what each is called, measures and comes from."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from diffseglung.frozen import frozen
@@ -74,6 +74,11 @@ class Teacher(tuple[Descriptor, ...]):
     def names(self) -> tuple[str, ...]:
         """The 34 column names."""
         return tuple(row.name for row in self)
+
+    @property
+    def table(self) -> list[dict[str, str]]:
+        """The rows as plain values: what the schema of patches and every model carry."""
+        return [asdict(row) for row in self]
 
     @property
     def families(self) -> dict[str, slice]:

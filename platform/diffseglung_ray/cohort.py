@@ -31,7 +31,7 @@ from diffseglung_ray.config import WrongArgument
 
 MANIFESTS = (".csv", ".parquet")
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # one file each; the others need a second file beside them
-COLUMNS = ("case_id", "image", "lungs", "truth", "series")
+COLUMNS = ("case_id", "image", "lungs", "truth", "series", "weight")
 LONGEST_ID = 120  # with the suffixes of its files, well inside the 255 bytes of a file name
 
 
@@ -44,6 +44,7 @@ class Case:
     lungs: str = ""
     truth: str = ""
     series: str = ""  # SeriesInstanceUID, where `image` is a folder of several DICOM series
+    weight: str = ""  # how many times as many patches as other cases it gives to training; 1 where empty
 
     def row(self) -> dict[str, str]:
         """The case as a row of a table."""
@@ -113,7 +114,7 @@ def _from_manifest(place: str) -> list[Case]:
     if missing:
         raise WrongArgument(
             f"{place} lacks the column {' and '.join(missing)}; a manifest has case_id, image and optionally "
-            "lungs, truth, series"
+            "lungs, truth, series, weight"
         )
     known = [name for name in COLUMNS if name in table.column_names]
     cases = []
@@ -128,9 +129,20 @@ def _from_manifest(place: str) -> list[Case]:
                 f"row {number} of {place}: case_id {cells['case_id']!r} is no safe folder name; use letters, "
                 f"digits, dot, dash and underscore, at most {LONGEST_ID}, not starting with a dot"
             )
+        if not _is_weight(cells.get("weight", "")):
+            raise WrongArgument(
+                f"row {number} of {place}: weight {cells['weight']!r} must be a number above 0 and at most 1000"
+            )
         places = {name: _beside(place, cells[name]) for name in known if name in ("image", "lungs", "truth")}
         cases.append(Case(**{**cells, **places}))
     return cases
+
+
+def _is_weight(cell: str) -> bool:
+    try:
+        return not cell or 0 < float(cell) <= 1000
+    except ValueError:
+        return False
 
 
 def _read_table(place: str) -> pa.Table:

@@ -19,6 +19,7 @@ from diffseglung.config import Config
 from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CASES
 from diffseglung_ray.cases import (
+    RUNS,
     Attempts,
     Row,
     attempts_in,
@@ -33,7 +34,7 @@ from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.storage import Store
 
 DONE_BEFORE = "done before with the same input and settings"
-KEPT = (b"diffseglung.input_sha256", b"diffseglung.settings_sha256")
+KEPT = (b"diffseglung.input_sha256", b"diffseglung.settings_sha256", b"diffseglung.weight")
 
 
 def prepare(cohort: str, workspace: str, config: RunConfig, max_failed: float = 0.1) -> None:
@@ -82,8 +83,8 @@ class CasePreparer:
         made = self.made_before(case, loaded.input_sha256)
         if made:
             return made
-        table = prepare_case(case["case_id"], loaded.volume, self.config, loaded.lungs)
-        marks = dict(zip(KEPT, (loaded.input_sha256.encode(), self.settings_sha256.encode()), strict=True))
+        table = prepare_case(case["case_id"], loaded.volume, self.config, loaded.lungs, _weight(case))
+        marks = dict(zip(KEPT, self.marks(case, loaded.input_sha256), strict=True))
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **marks})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", row_group_size=16)
@@ -100,12 +101,20 @@ class CasePreparer:
         except pa.ArrowInvalid:
             return None
         found = part.schema_arrow.metadata or {}
-        if [found.get(key) for key in KEPT] != [input_sha256.encode(), self.settings_sha256.encode()]:
+        if [found.get(key) for key in KEPT] != self.marks(case, input_sha256):
             return None
         return _row(case, part.schema_arrow, part.metadata.num_rows) | {
             "status": "skipped",
             "reason": DONE_BEFORE,
         }
+
+    def marks(self, case: Row, input_sha256: str) -> list[bytes]:
+        """What a case's file was made from, in the order of KEPT."""
+        return [input_sha256.encode(), self.settings_sha256.encode(), f"{_weight(case):g}".encode()]
+
+
+def _weight(case: Row) -> float:
+    return float(case.get("weight") or 1)
 
 
 def _row(case: Row, schema: pa.Schema, patches: int) -> Row:
@@ -158,7 +167,9 @@ def _differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _tidy(store: Store, current: set[str]) -> None:
-    """Take away the files of cases that the cohort no longer has: training reads all there are."""
+    """Take away what a killed run left, and cases that the cohort no longer has: training reads all there are."""
+    store.remove(RUNS)
+    store.remove_unfinished("patches")
     for name in store.names("patches"):
         if f"patches/{name}" not in current:
             store.remove(f"patches/{name}")

@@ -67,6 +67,12 @@ class Store:
         found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
         return sorted(name for name in found if not name.startswith("."))
 
+    def remove_unfinished(self, folder: str) -> None:
+        """Remove what a writer that was killed left beside the files of a local folder."""
+        if not self.is_remote:
+            for beside in Path(self.path(folder)).glob(".*.part.*"):
+                beside.unlink(missing_ok=True)
+
     def remove(self, name: str) -> None:
         """Remove a file or folder; nothing happens where there is none."""
         filesystem, path = fsspec.core.url_to_fs(self.path(name))

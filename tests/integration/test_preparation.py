@@ -3,6 +3,10 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +115,79 @@ def test_settings_that_do_not_touch_patches_leave_a_workspace_good(workspace: Pa
     assert rows_of(workspace)["phantom-0000"]["status"] == "skipped"
 
 
-def test_a_case_that_left_the_cohort_leaves_the_workspace(
-    cohort: Path, alone: RunConfig, tmp_path: Path
+KILLED = """
+import sys
+from diffseglung_ray.cases import attempts_in
+from diffseglung_ray.cohort import find_cohort
+from diffseglung_ray.config import load_config
+from diffseglung_ray.preparation import CasePreparer, _claim, digest_of, prepared_settings
+from diffseglung_ray.storage import Store
+config, store = load_config("smoke"), Store.at(sys.argv[2])
+settings = prepared_settings(config)
+_claim(store, settings)
+with attempts_in(store) as attempts:
+    for case in reversed(find_cohort(sys.argv[1])):
+        CasePreparer(store, config, digest_of(settings), attempts, 1)({k: [v] for k, v in case.row().items()})
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_undisturbed(
+    workspace: Path, cohort: Path, config: RunConfig, tmp_path: Path
 ) -> None:
-    study, work = tmp_path / "study.csv", tmp_path / "work"
-    images = cohort.parent / "images"
-    both = [f"a,{images}/phantom-0000.nii.gz", f"b,{images}/phantom-0001.nii.gz"]
-    study.write_text("\n".join(["case_id,image", *both]))
-    prepare(str(study), f"file://{work}", alone)
-    study.write_text("\n".join(["case_id,image", both[1]]))
-    prepare(str(study), f"file://{work}", alone)
-    assert [p.name for p in (work / "patches").iterdir()] == [Path(part_name("b")).name]
+    """Killed as soon as its first file is there, with the next case begun; what is done is not done again."""
+    run = subprocess.Popen([sys.executable, "-c", KILLED, str(cohort), str(tmp_path)])
+    while not list(tmp_path.glob("patches/part-*")) and run.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    (first,) = tmp_path.glob("patches/part-*")
+    kept = first.stat().st_mtime_ns
+    (tmp_path / "patches" / f".{run.pid}.part.{Path(part_name('phantom-0000')).name}").write_bytes(
+        b"half a fi"
+    )
+    assert not (tmp_path / "manifest.json").exists()
+    prepare(str(cohort), str(tmp_path), config, max_failed=0.5)
+    assert first.stat().st_mtime_ns == kept
+    assert contents(tmp_path) == contents(workspace)
+    same = ["case_id", "patches", "lung_ml", "input_sha256"]
+    mine, theirs = (pq.read_table(p / "cases.parquet").select(same) for p in (tmp_path, workspace))
+    assert mine == theirs
+
+
+def contents(workspace: Path) -> dict[str, bytes]:
+    """Every file of a workspace but the table of cases, which says how long each took this time."""
+    files = [p for p in workspace.rglob("*") if p.is_file() and p.name != "cases.parquet"]
+    return {str(p.relative_to(workspace)): p.read_bytes() for p in files}
+
+
+def test_workers_order_and_company_do_not_matter(
+    workspace: Path, cohort: Path, alone: RunConfig, tmp_path: Path
+) -> None:
+    """One worker, a cohort told backwards and added to, the same file under two names; then some of it leaves."""
+    image, study, work = cohort.parent / "images" / "phantom-000", tmp_path / "study.csv", tmp_path / "work"
+    rows = [f"phantom-0001,{image}1.nii.gz,", f"phantom-0000,{image}0.nii.gz,"]
+
+    def run(*rows: str) -> dict[str, dict[str, Any]]:
+        study.write_text("\n".join(["case_id,image,weight", *rows]))
+        prepare(str(study), f"file://{work}", alone)
+        return rows_of(work)
+
+    run(rows[0])
+    kept = (work / part_name("phantom-0001")).stat().st_mtime_ns
+    found = run(*rows, f"again,{image}0.nii.gz,2")
+    assert (work / part_name("phantom-0001")).stat().st_mtime_ns == kept
+    statuses = {name: row["status"] for name, row in found.items()}
+    assert statuses == {"again": "ok", "phantom-0000": "ok", "phantom-0001": "skipped"}
+    for name in ("phantom-0000", "phantom-0001"):
+        assert (work / part_name(name)).read_bytes() == (workspace / part_name(name)).read_bytes()
+    table = pq.read_table(work / part_name("again"))
+    assert len(table) == 2 * found["phantom-0000"]["patches"]
+    corners = list(zip(*(table[c].to_pylist() for c in ("z0", "y0", "x0")), strict=True))
+    assert corners == sorted(corners)
+    found = run(f"again,{image}0.nii.gz,1")  # another weight, and the others have left
+    assert (found["again"]["status"], found["again"]["patches"]) == ("ok", 12)
+    assert [p.name for p in (work / "patches").iterdir()] == [Path(part_name("again")).name]
 
 
 def test_too_many_failures_end_the_job_in_words(cohort: Path, alone: RunConfig, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,43 @@ def test_patches_carry_their_teacher_by_name(table):
     assert table["teacher"].combine_chunks().to_numpy_ndarray().shape == (len(table), 34)
 
 
+def test_the_table_of_descriptors_travels_with_the_patches_and_the_model(table, model_folder):
+    assert json.loads(table.schema.metadata[b"teacher.table"]) == TEACHER.table
+    assert json.loads((model_folder / "model.json").read_text())["teacher"]["table"] == TEACHER.table
+
+
+@pytest.fixture(scope="module")
+def lungs(observation):
+    return np.isin(observation.anatomy.labels, (1, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def given(volume, lungs):
+    """With the lungs given, which is quick."""
+    return prepare_case("one", volume, recipe("smoke"), lungs)
+
+
+def test_a_patch_with_too_little_lung_is_masked_and_not_zero(volume, lungs, given):
+    config, share = recipe("smoke"), flat(given["lungs"]).sum(axis=(1, 2, 3))
+    teacher = replace(config.teacher, min_lung_vox=int(np.median(share)) + 1)
+    strict = prepare_case("one", volume, replace(config, teacher=teacher), lungs)
+    rows, described = flat(strict["teacher"]), flat(strict["described"])
+    assert flat(given["described"]).all()
+    np.testing.assert_array_equal(described, share >= teacher.min_lung_vox)
+    assert 0 < described.sum() < len(described)
+    assert np.isfinite(rows[described]).all()
+    assert np.isnan(rows[~described]).all()
+
+
+def test_a_case_of_weight_2_gives_twice_the_patches_the_usual_among_them(volume, lungs, given):
+    twice = prepare_case("one", volume, recipe("smoke"), lungs, weight=2.0)
+    assert len(twice) == 2 * len(given)
+    usual, more = (
+        set(zip(*(t[c].to_pylist() for c in ("z0", "y0", "x0")), strict=True)) for t in (given, twice)
+    )
+    assert usual < more
+
+
 def test_a_patch_is_what_lies_at_its_corner(table, observation):
     scan = to_scan(observation.volume, observation.anatomy, recipe("smoke").patches, 8)
     hu, lungs = (table[name].combine_chunks().to_numpy_ndarray() for name in ("hu", "lungs"))
@@ -28,12 +66,13 @@ def test_a_patch_is_what_lies_at_its_corner(table, observation):
         assert np.array_equal(lungs[i], cut(scan.lungs, corner, (16, 32, 32)))
 
 
-def test_a_case_is_prepared_the_same_way_twice(table, volume):
-    again = prepare_case("one", volume, recipe("smoke"))
-    for column in table.column_names:  # tensors hold NaN, which equals nothing
-        assert np.array_equal(flat(again[column]), flat(table[column]), equal_nan=column not in ("case_id",))
-    other = prepare_case("two", volume, recipe("smoke"))
-    assert other.select(["z0", "y0", "x0"]) != table.select(["z0", "y0", "x0"])
+def test_a_case_is_prepared_the_same_way_twice(volume, lungs, given):
+    again = prepare_case("one", volume, recipe("smoke"), lungs)
+    for column in given.column_names:  # tensors hold NaN, which equals nothing
+        kind = column not in ("case_id",)
+        assert np.array_equal(flat(again[column]), flat(given[column]), equal_nan=kind)
+    other = prepare_case("two", volume, recipe("smoke"), lungs)
+    assert other.select(["z0", "y0", "x0"]) != given.select(["z0", "y0", "x0"])
 
 
 def test_cells_under_a_patch_start_at_its_corner():

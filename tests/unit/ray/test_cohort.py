@@ -29,6 +29,13 @@ def manifest(path: Path, *lines: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("weight", ["0", "-1", "many", "nan", "1e9"])
+def test_a_weight_that_is_none_is_refused(tmp_path, weight):
+    (tmp_path / "study.csv").write_text(f"case_id,image,weight\na,a.nii.gz,4\nb,b.nii.gz,{weight}\n")
+    with pytest.raises(WrongArgument, match=r"row 2 .* weight"):
+        find_cohort(tmp_path / "study.csv")
+
+
 def test_a_folder_gives_its_scans_sorted_by_name(tmp_path: Path) -> None:
     for name in ("b.nii.gz", "deep/a.nii.gz"):
         scan(tmp_path / name)
