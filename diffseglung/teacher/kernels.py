@@ -582,15 +582,18 @@ def empty_pairs(grey_of):
 
 @jit
 def middle_patterns(hu, lungs, counts):
-    """Counts (10,) of the patterns in the three middle planes of a region."""
+    """Counts (10,) of the patterns in the middle planes of a region across its three axes.
+
+    An even size has two middle planes, and both count: then a flipped region has the same patterns.
+    """
     counts[:] = 0
     depth, height, width = hu.shape
     flat_hu, flat_lungs = hu.ravel(), lungs.ravel()
     stride = (height * width, width, 1)
     for axis in range(3):
         start, stop = [1, 1, 1], [depth - 1, height - 1, width - 1]
-        start[axis] = hu.shape[axis] // 2
-        stop[axis] = start[axis] + 1
+        start[axis] = (hu.shape[axis] - 1) // 2
+        stop[axis] = hu.shape[axis] // 2 + 1
         row, column = stride[0] if axis > 0 else stride[1], stride[2] if axis < 2 else stride[1]
         for z in range(start[0], stop[0]):
             for y in range(start[1], stop[1]):

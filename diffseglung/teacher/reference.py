@@ -61,12 +61,13 @@ def glcm(hu: np.ndarray, lungs: np.ndarray, config: TeacherConfig) -> np.ndarray
 
 
 def lbp(hu: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """Shares of the ten uniform patterns in the three middle planes, by scikit-image."""
+    """Shares of the ten uniform patterns in the middle planes across the three axes, by scikit-image."""
     counts = np.zeros(10)
-    for axis in range(3):
-        plane, inside = (np.take(array, hu.shape[axis] // 2, axis) for array in (hu, lungs))
-        whole = binary_erosion(inside, np.ones((3, 3)), border_value=0)
-        counts += np.bincount(_patterns(plane)[whole], minlength=10)
+    for axis, length in enumerate(hu.shape):
+        for middle in sorted({(length - 1) // 2, length // 2}):
+            plane, inside = (np.take(array, middle, axis) for array in (hu, lungs))
+            whole = binary_erosion(inside, np.ones((3, 3)), border_value=0)
+            counts += np.bincount(_patterns(plane)[whole], minlength=10)
     return counts / max(1, counts.sum())
 
 

