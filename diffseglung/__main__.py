@@ -53,19 +53,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     segment.add_argument("scan", type=Path, help="NIfTI, NRRD or MetaImage file, or a folder of DICOM slices")
     segment.add_argument("--model", type=Path, required=True, help="folder of a trained model")
     segment.add_argument("--out", type=Path, required=True, help="folder for the results")
-    segment.add_argument("--lungs", type=Path, help="lung mask on the scan's grid, used as it is")
+    segment.add_argument(
+        "--lungs",
+        type=Path,
+        help="lung mask on the scan's grid, used as it is; or the word lungmask, for that package's network",
+    )
     segment.add_argument("--series", help="SeriesInstanceUID, where a DICOM folder holds several")
     segment.add_argument("--probabilities", action="store_true", help="also write the six posteriors")
     args = parser.parse_args(argv)
-    for path in filter(None, (args.scan, args.lungs, args.model)):
+    by_network = args.lungs is not None and str(args.lungs) == "lungmask"
+    for path in filter(None, (args.scan, None if by_network else args.lungs, args.model)):
         if not path.exists():
             parser.error(f"{path} does not exist")
+    if by_network:
+        from diffseglung.anatomy.network import NoNetwork, find_weights
+
+        try:
+            find_weights()
+        except NoNetwork as missing:
+            parser.error(str(missing))
     return args
 
 
 def run(args: argparse.Namespace, model: "Model") -> None:
     """Read, segment, write, and say what came out."""
     from diffseglung import report
+    from diffseglung.anatomy.network import lungs_by_network
     from diffseglung.config import digest
     from diffseglung.labels import TISSUES
     from diffseglung.results import case_result, write_case
@@ -76,7 +89,10 @@ def run(args: argparse.Namespace, model: "Model") -> None:
         return tqdm(steps, desc="features", unit="batch", leave=False, disable=not sys.stderr.isatty())
 
     volume = read_volume(args.scan, series=args.series, config=model.config.volume)
-    lungs = None if args.lungs is None else read_labels(args.lungs, volume) > 0
+    lungs = None
+    if args.lungs is not None:
+        by_network = str(args.lungs) == "lungmask"
+        lungs = lungs_by_network(volume) if by_network else read_labels(args.lungs, volume) > 0
     segmentation = segment(volume, model, lungs, progress=bar)
     case_id = args.scan.name.removesuffix(".gz").rsplit(".", 1)[0] or "scan"
     result = case_result(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffseglung.anatomy.airways import find_trachea, grow_airways
+from diffseglung.anatomy.airways import add_small_bronchi, find_trachea, grow_airways
 from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_air, split_sides
 from diffseglung.anatomy.morphology import bounding_box, dilate
 from diffseglung.anatomy.vessels import find_vessels

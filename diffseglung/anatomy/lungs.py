@@ -15,8 +15,10 @@ from diffseglung.anatomy.morphology import (
     components,
     dilate,
     distance_mm,
+    erode,
     opening,
 )
+from diffseglung.anatomy.wall import dense_at_ribs
 
 AIR_HU = -400  # half-way from healthy lung (-850) to soft tissue (50)
 BONE_HU = 220
@@ -149,9 +151,15 @@ def close_over_disease(
     for number in np.unique(side[side > 0]):
         air = side == number
         closed = closing(air, 4.0, spacing_mm) | (closing(air, closing_mm, spacing_mm) & ~hilar)
-        closed = ndimage.binary_fill_holes(closed)
+        closed = ndimage.binary_fill_holes(closed) | _enclosed_in_planes(closed)
         lungs[closed & (lungs == 0) & ~airways] = number
     for number in np.unique(side[side > 0]):
+        bodies = dense_at_ribs(lungs, number, hu, airways, spacing_mm)
+        if bodies.any():
+            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
+                bodies, 8.0, spacing_mm
+            )
+            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
         for _ in range(2):
             bodies = _dense_disease(lungs, number, hu, airways, hilar, spacing_mm, disease_mm)
             if not bodies.any():
@@ -161,6 +169,25 @@ def close_over_disease(
             )
             lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
     return lungs
+
+
+def _enclosed_in_planes(lung: np.ndarray) -> np.ndarray:
+    """What lung surrounds on a slice of at least two of three directions: thick vessels outside the hilum, disease
+    that hangs on them. The diaphragm's dome is surrounded in one, heart and aorta in none (bool).
+    """
+    votes = np.zeros(lung.shape, np.uint8)
+    for axis in range(3):
+        in_plane = np.zeros((3, 3, 3), bool)
+        centre = tuple(slice(None) if a != axis else 1 for a in range(3))
+        in_plane[centre] = ndimage.generate_binary_structure(2, 1)
+        parts, count = ndimage.label(~lung, in_plane)
+        open_ = np.zeros(count + 1, bool)
+        for side in (a for a in range(3) if a != axis):
+            for end in (0, -1):
+                open_[parts.take(end, side)] = True
+        open_[0] = True
+        votes += ~open_[parts]
+    return votes >= 2
 
 
 def _dense_disease(
@@ -193,9 +220,17 @@ def _dense_disease(
         elsewhere &= lungs == 0
         share = to_lung / (to_lung + max(1, _contact(body, elsewhere)))
         at_ribs = near_bone[elsewhere].mean() if elsewhere.any() else 0.0
-        if share > 0.4 and share + 0.4 * at_ribs > 0.55 and hilar[body].mean() < 0.7:
+        hilar_share = hilar[body].mean()
+        bulges = share > 0.4 and share + 0.4 * at_ribs > 0.55 and hilar_share < 0.7
+        if bulges or (share > 0.45 and hilar_share < 0.5 and _holds_bronchi(body, hu, spacing_mm)):
             kept.append(part)
     return np.isin(parts, kept)
+
+
+def _holds_bronchi(body: np.ndarray, hu: np.ndarray, spacing_mm: Spacing) -> bool:
+    """Open bronchi run through consolidated lung, none through heart, vessels and diaphragm."""
+    core = erode(body, 4.0, spacing_mm)
+    return bool(core.any() and (hu[core] < -200).mean() > 0.01)
 
 
 def _contact(a: np.ndarray, b: np.ndarray) -> int:
