@@ -14,8 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +49,9 @@ def real_scans(folder: Path | None, public: Path | None, only: list[str]) -> Ite
     """Every scan of the two folders, one at a time, with the masks that lie beside it."""
     files = []
     if folder:
-        files += sorted(p for p in folder.glob("*.nii.gz") if not p.name.endswith(("_lungs.nii.gz", "_tumour.nii.gz")))
+        files += sorted(
+            p for p in folder.glob("*.nii.gz") if not p.name.endswith(("_lungs.nii.gz", "_tumour.nii.gz"))
+        )
         files += sorted([*folder.glob("*.mha"), *folder.glob("dicom/*")])
     if public:
         files += sorted(p for p in public.glob("*.nrrd") if "_tumour" not in p.name)
@@ -117,11 +118,11 @@ def row(scan: Scan, anatomy: Anatomy) -> list[str]:
     ]
 
 
-def table(head: list[str], rows: list[list[str]]) -> None:
-    """Markdown."""
-    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
+def table(head: list[str], rows: Iterable[list[str]]) -> None:
+    """Markdown, a line as soon as it is known."""
+    print("| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|", flush=True)
     for cells in rows:
-        print("| " + " | ".join(cells) + " |")
+        print("| " + " | ".join(cells) + " |", flush=True)
     print(flush=True)
 
 
@@ -131,11 +132,16 @@ REAL_HEAD = [
 ]
 PHANTOM_HEAD = [
     *("phantom", "lungs Dice", "airways Dice", "airways found %", "large airway in lungs %", "vessels Dice"),
-    *("vessels found %", "other in lungs ml", *(f"{t.title} inside %" for t in DISEASES), "disease called vessel %"),
+    *(
+        "vessels found %",
+        "other in lungs ml",
+        *(f"{t.title} inside %" for t in DISEASES),
+        "disease called vessel %",
+    ),
 ]
 
 
-def phantoms(count: int, only: list[str]) -> Iterator[tuple[str, int, tuple[Tissue, ...]]]:
+def phantoms(count: int) -> Iterator[tuple[str, int, tuple[Tissue, ...]]]:
     """The demo's four test phantoms, then one after another with all five diseases."""
     for index in range(min(count, 4)):
         yield f"test-{index}", case_seed(TEST_COHORT, index), case_kinds(TEST_COHORT, index)
@@ -166,11 +172,6 @@ def phantom_row(name: str, seed: int, kinds: tuple[Tissue, ...]) -> list[str]:
 # ---- speed
 
 
-@contextmanager
-def nothing(_: str) -> Iterator[None]:
-    yield
-
-
 def straightforward(volume: Volume, watch: Callable) -> np.ndarray:
     """Lungs as a script has them: threshold, clear border, two largest parts, closing by a ball, fill holes."""
     hu = volume.hu
@@ -181,12 +182,8 @@ def straightforward(volume: Volume, watch: Callable) -> np.ndarray:
         sizes[[0, *edge]] = 0
         lungs = np.isin(parts, np.argsort(-sizes)[:2])
     with watch("closing by a ball of 10 mm"):
-        radius = [max(1, round(10 / s)) for s in volume.spacing_mm]
-        z, y, x = np.ogrid[tuple(slice(-r, r + 1) for r in radius)]
-        ball = (z / radius[0]) ** 2 + (y / radius[1]) ** 2 + (x / radius[2]) ** 2 <= 1
         near = ndimage.distance_transform_edt(~lungs, sampling=volume.spacing_mm) <= 10
         lungs = ndimage.distance_transform_edt(near, sampling=volume.spacing_mm) > 10
-        del ball
     with watch("fill holes"):
         lungs = np.stack([ndimage.binary_fill_holes(one) for one in lungs])
     with watch("remove small"):
@@ -207,7 +204,10 @@ def time_one(name: str, way: str) -> None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     stages = ", ".join(f"{stage} {s:.1f}" for stage, s in watch.seconds.items())
     shape = "x".join(map(str, volume.shape))
-    print(f"| {name} | {shape} | {way} | {took:.1f} | {cpu:.1f} | {before:.0f} | {peak:.0f} | {stages} |", flush=True)
+    print(
+        f"| {name} | {shape} | {way} | {took:.1f} | {cpu:.1f} | {before:.0f} | {peak:.0f} | {stages} |",
+        flush=True,
+    )
 
 
 def speed_volume(name: str) -> Volume:
@@ -238,14 +238,23 @@ def speed() -> None:
 # ---- contact sheet
 
 
-def sheet(path: Path, name: str, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]) -> None:
+def sheet(
+    path: Path, name: str, hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float, float]
+) -> None:
     """Five axial, five coronal and four sagittal slices: the four labels as outlines, vessels and airways filled."""
     held = np.argwhere(labels > 0)
     low, high = held.min(0), held.max(0)
     panels = []
     for axis, count in ((0, 6), (1, 5), (2, 6)):
         for at in np.linspace(low[axis], high[axis], count + 2)[1:-1].astype(int):
-            panels.append(panel(hu.take(at, axis), labels.take(at, axis), [s for a, s in enumerate(spacing_mm) if a != axis], axis))
+            panels.append(
+                panel(
+                    hu.take(at, axis),
+                    labels.take(at, axis),
+                    [s for a, s in enumerate(spacing_mm) if a != axis],
+                    axis,
+                )
+            )
     width, line, x, y = 1900, 0, 0, 24
     places = []
     for one in panels:
@@ -266,7 +275,9 @@ def panel(hu: np.ndarray, labels: np.ndarray, spacing_mm: list[float], axis: int
         hu, labels = hu[::-1], labels[::-1]
     grey = np.clip((hu.astype(np.float32) + 1000) / 1200, 0, 1) * 255
     size = [round(n * s * 1.05) for n, s in zip(hu.shape, spacing_mm, strict=True)]
-    rgb = np.asarray(Image.fromarray(grey.astype(np.uint8)).resize(size[::-1], Image.Resampling.BILINEAR).convert("RGB")).copy()
+    rgb = np.asarray(
+        Image.fromarray(grey.astype(np.uint8)).resize(size[::-1], Image.Resampling.BILINEAR).convert("RGB")
+    ).copy()
     big = np.asarray(Image.fromarray(labels).resize(size[::-1], Image.Resampling.NEAREST))
     inside = np.isin(big, (1, 2, 4))
     for structure, colour in STRUCTURE_RGB.items():
@@ -282,7 +293,9 @@ def panel(hu: np.ndarray, labels: np.ndarray, spacing_mm: list[float], axis: int
 
 def main() -> None:
     """The tables, or the sheets."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--public", type=Path)
     parser.add_argument("--phantoms", type=int, default=8)
     parser.add_argument("--only", nargs="*", default=[])
@@ -301,21 +314,25 @@ def main() -> None:
     if args.sheet:
         args.sheet.mkdir(parents=True, exist_ok=True)
     ct = os.environ.get("DIFFSEGLUNG_CT")
-    rows = []
-    for scan in real_scans(Path(ct) if ct else None, args.public, args.only):
+    if ct or args.public:
+        table(REAL_HEAD, real_rows(Path(ct) if ct else None, args))
+        print("* a threshold mask made in a simple way, not a reference\n", flush=True)
+    table(PHANTOM_HEAD, (phantom_row(*one) for one in phantoms(args.phantoms)))
+    return None
+
+
+def real_rows(ct: Path | None, args: argparse.Namespace) -> Iterator[list[str]]:
+    """Each scan's line; its sheet too, if asked for."""
+    for scan in real_scans(ct, args.public, args.only):
         try:
             anatomy = find_anatomy(scan.volume)
         except NoLungs as error:
-            rows.append([scan.name, f"refused: {error}", *["-"] * (len(REAL_HEAD) - 2)])
+            yield [scan.name, f"refused: {error}", *["-"] * (len(REAL_HEAD) - 2)]
             continue
-        rows.append(row(scan, anatomy))
+        yield row(scan, anatomy)
         if args.sheet:
-            sheet(args.sheet / f"{scan.name.replace('/', '-')}.png", scan.name, scan.volume.hu, anatomy.labels, scan.volume.spacing_mm)
-    if rows:
-        table(REAL_HEAD, rows)
-        print("* a threshold mask by a simple way, not a reference\n")
-    table(PHANTOM_HEAD, [phantom_row(*one) for one in phantoms(args.phantoms, args.only)])
-    return None
+            path = args.sheet / f"{scan.name.replace('/', '-')}.png"
+            sheet(path, scan.name, scan.volume.hu, anatomy.labels, scan.volume.spacing_mm)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ No network and no learned weights: air, enclosure, shape. The work is done on an
 the answer is on the volume's own.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -13,9 +16,16 @@ from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_a
 from diffseglung.anatomy.morphology import bounding_box, dilate
 from diffseglung.anatomy.vessels import find_vessels
 from diffseglung.frozen import frozen
-from diffseglung.grid import Grid, resample_map
+from diffseglung.grid import Grid, crop_grid, resample_map
 from diffseglung.labels import Structure
 from diffseglung.volume import Volume, resample
+
+Watch = Callable[[str], AbstractContextManager[None]]
+SLAB_SLICES = 48
+
+
+def _unwatched(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 class NoLungs(ValueError):
@@ -83,27 +93,38 @@ class Anatomy:
         return float(np.count_nonzero(self.side == 2) * self.voxel_ml)
 
 
-def find_anatomy(volume: Volume, config: AnatomyConfig = DEFAULT, lungs: np.ndarray | None = None) -> Anatomy:
+def find_anatomy(
+    volume: Volume,
+    config: AnatomyConfig = DEFAULT,
+    lungs: np.ndarray | None = None,
+    *,
+    watch: Watch = _unwatched,
+) -> Anatomy:
     """The lungs, right and left, the airways down from the trachea, and the vessels in the lungs.
 
-    `lungs` (nonzero is lung; the volume's shape), if given, is taken as it is and only divided in two.
-    Raises NoLungs if there is none.
+    `lungs` (nonzero is lung; the volume's shape), if given, is taken as it is and only divided in two. `watch`
+    is entered with each stage's name. Raises NoLungs if there is none.
     """
-    work = resample(volume, (config.working_mm,) * 3)
-    hu, spacing_mm = work.hu.astype(np.float32), work.spacing_mm
-    air = lung_air(hu, spacing_mm)
-    trachea = find_trachea(hu, air, spacing_mm)
-    airways = grow_airways(hu, air, trachea, spacing_mm)
-    notes = () if airways.any() else ("no trachea found: airways may be counted as lung",)
-    side = (
-        _find_sides(hu, air, airways, spacing_mm, config)
-        if lungs is None
-        else _given_sides(lungs, volume, work)
-    )
-    box = bounding_box(side > 0, 10.0, spacing_mm)
-    vessels = np.zeros(side.shape, bool)
-    vessels[box] = find_vessels(hu[box], side[box] > 0, airways[box], spacing_mm, hilum_mm=config.hilum_mm)
-    return _on_grid(side, airways, vessels, lungs, work.grid, volume.grid, notes)
+    with watch("resample"):
+        work = resample(volume, (config.working_mm,) * 3)
+        hu, spacing_mm = work.hu.astype(np.float32), work.spacing_mm
+    with watch("airways"):
+        air = lung_air(hu, spacing_mm)
+        airways = grow_airways(hu, air, find_trachea(hu, air, spacing_mm), spacing_mm)
+        notes = () if airways.any() else ("no trachea found: airways may be counted as lung",)
+    with watch("lungs"):
+        if lungs is None:
+            side = _find_sides(hu, air, airways, spacing_mm, config)
+        else:
+            side = _given_sides(lungs, volume, work)
+    with watch("vessels"):
+        box = bounding_box((side > 0) | airways, 10.0, spacing_mm)
+        bronchi, vessels = np.zeros(side.shape, bool), np.zeros(side.shape, bool)
+        bronchi[box] = add_small_bronchi(hu[box], airways[box], spacing_mm)
+        inside = (side[box] > 0) & ~bronchi[box]
+        vessels[box] = find_vessels(hu[box], inside, airways[box], spacing_mm, hilum_mm=config.hilum_mm)
+    with watch("full grid"):
+        return _on_grid(side, bronchi, vessels, lungs, work.grid, volume.grid, notes)
 
 
 def _find_sides(
@@ -157,14 +178,33 @@ def _on_grid(
     notes: tuple[str, ...],
 ) -> Anatomy:
     """The working grid's answer on the volume's grid: shares of a voxel interpolated, and cut at one half."""
-    right, left = (_share(side == number, source, target) for number in (1, 2))
-    airway = _share(airways, source, target) > 0.5
-    inside = (right + left > 0.5) & ~airway if lungs is None else lungs > 0
-    fine_side = np.where(right >= left, np.uint8(1), np.uint8(2)) * inside
-    labels = fine_side.copy()
-    labels[airway & ~inside] = Structure.AIRWAY
-    labels[inside & (_share(vessels, source, target) > 0.5)] = Structure.VESSEL
+    labels, fine_side = np.zeros(target.shape, np.uint8), np.zeros(target.shape, np.uint8)
+    for slab in _slabs((side > 0) | airways, source, target, whole=lungs is not None):
+        part = crop_grid(target, slab)
+        right, left = (_share(side == number, source, part) for number in (1, 2))
+        airway = _share(airways, source, part) > 0.5
+        inside = (right + left > 0.5) & ~airway if lungs is None else lungs[slab] > 0
+        fine_side[slab] = np.where(right >= left, np.uint8(1), np.uint8(2)) * inside
+        labels[slab] = fine_side[slab]
+        labels[slab][airway & ~inside] = Structure.AIRWAY
+        labels[slab][inside & (_share(vessels, source, part) > 0.5)] = Structure.VESSEL
     return Anatomy(labels=labels, side=fine_side, voxel_ml=target.voxel_ml, notes=notes)
+
+
+def _slabs(
+    mask: np.ndarray, source: Grid, target: Grid, *, whole: bool
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Boxes of the target, a few slices each, that cover the mask (or all of it): memory stays a slab's."""
+    box = [(0, count) for count in target.shape]
+    if not whole:
+        held = bounding_box(mask, 2 * max(source.spacing_mm), source.spacing_mm)
+        corners = np.array(list(product(*((one.start, one.stop - 1) for one in held), (1,))))
+        at = (np.linalg.inv(target.affine) @ source.affine @ corners.T)[:3]
+        low, high = np.floor(at.min(1)).astype(int), np.ceil(at.max(1)).astype(int) + 1
+        box = [(max(0, a), min(n, b)) for a, b, n in zip(low, high, target.shape, strict=True)]
+    (z0, z1), y, x = box
+    for z in range(z0, z1, SLAB_SLICES):
+        yield slice(z, min(z + SLAB_SLICES, z1)), slice(*y), slice(*x)
 
 
 def _share(mask: np.ndarray, source: Grid, target: Grid) -> np.ndarray:

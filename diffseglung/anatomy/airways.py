@@ -6,10 +6,13 @@ HU float32, masks bool, all (z, y, x) on an isotropic grid of about 2 mm.
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy.morphology import Spacing, components
+from diffseglung.anatomy.morphology import Spacing, bounding_box, components, dilate, distance_mm, opening
 
 LUMEN_HU = (-850, -750, -650)  # thick slices blur the trachea's air with its wall
 AREA_MM2 = (50.0, 1200.0)  # from a child's trachea to tracheobronchomegaly
+LEAK_ML = 150.0  # what one step adds beyond this is lung; up to it, it may be a cavity
+SMALL_MM = 6.0
+WIDE_MM = 8.0  # half the width that no bronchus reaches, whatever the trachea's
 IN_PLANE = np.zeros((3, 3, 3), bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
@@ -59,36 +62,66 @@ def grow_airways(hu: np.ndarray, air: np.ndarray, trachea: np.ndarray, spacing_m
     """What joins the trachea under the highest threshold that does not yet spill into the lung (bool).
 
     The threshold rises in steps; a bronchus adds a few ml, a leak adds a lung at once ("explosion control",
-    Mori et al., ICPR 1996).
+    Mori et al., ICPR 1996). A cavity that opens into a bronchus is cut off, and the rest grows on.
     """
     grown = trachea
     if not trachea.any():
         return grown
     voxel_ml = float(np.prod(spacing_mm)) / 1000
+
+    def too_much(joined: np.ndarray) -> bool:
+        return bool(joined.sum() * voxel_ml > 1.25 * grown.sum() * voxel_ml + 4)
+
     for threshold_hu in range(-960, -600, 10):
         parts, _ = components((air & (hu < threshold_hu)) | trachea)
         joined = np.isin(parts, np.unique(parts[trachea]))
-        if joined.sum() * voxel_ml > 1.25 * grown.sum() * voxel_ml + 4:
+        if (joined.sum() - grown.sum()) * voxel_ml > LEAK_ML:
+            break
+        joined = _without_caverns(joined, trachea, spacing_mm) if too_much(joined) else joined
+        if too_much(joined):
             break
         grown = joined
-    return grown
+    return _without_caverns(grown, trachea, spacing_mm)
+
+
+def _without_caverns(airways: np.ndarray, trachea: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+    """The airways without what is wider than the trachea: a bronchus, dilated too, is not; cavities and bullae are.
+
+    What hangs behind a cavity goes with it (bool).
+    """
+    box = bounding_box(airways, 6.0, spacing_mm)
+    tube = airways[box]
+    widest_mm = max(WIDE_MM, 1.1 * float(distance_mm(~trachea[box], spacing_mm).max()))
+    wide = opening(tube, widest_mm, spacing_mm) & ~dilate(trachea[box], 4.0, spacing_mm)
+    if not wide.any():
+        return airways
+    parts, _ = components(tube & ~dilate(wide, 4.0, spacing_mm))
+    kept = np.zeros_like(airways)
+    kept[box] = np.isin(parts, np.unique(parts[trachea[box] & (parts > 0)]))
+    return kept
 
 
 def add_small_bronchi(
-    hu: np.ndarray, airways: np.ndarray, *, contrast_hu: float = 150.0, wall_hu: float = -650.0
+    hu: np.ndarray,
+    airways: np.ndarray,
+    spacing_mm: Spacing,
+    *,
+    contrast_hu: float = 150.0,
+    wall_hu: float = -650.0,
 ) -> np.ndarray:
-    """The airways and the bronchi of up to three voxels across that join them, by their walls (bool).
+    """The airways and the bronchi of up to 6 mm across that join them, by their walls (bool).
 
     A small bronchus is as dark as the lung around it, blurred, but on some slice a wall goes all round: closing
     the slice in grey values fills its lumen to the height of the wall, and leaves emphysema, which has none, and
     bullae, which are wider, as they are. After Fetita et al., IEEE TMI 2004.
     """
-    if not airways.any():
-        return airways
+    size = [2 * round((SMALL_MM / mm - 1) / 2) + 1 for mm in spacing_mm]
+    if not airways.any() or max(spacing_mm) > SMALL_MM / 2.4:
+        return airways  # on a coarser grid a wall and the lumen beside it are one voxel
     flat = np.minimum(hu, 0)
     lumen = airways.copy()
     for axis in range(3):
-        closed = ndimage.grey_closing(flat, [1 if a == axis else 3 for a in range(3)])
+        closed = ndimage.grey_closing(flat, [1 if a == axis else size[a] for a in range(3)])
         lumen |= (closed - flat > contrast_hu) & (closed > wall_hu) & (hu < wall_hu)
     parts, _ = components(lumen, connectivity=26)
     return np.isin(parts, np.unique(parts[airways]))

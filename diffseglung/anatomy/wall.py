@@ -17,10 +17,13 @@ BONE_HU = 220
 STEP_DEG = 3
 REACH_MM = 180.0
 RIB_GAP_MM = 14.0  # half of the way from rib to rib
-CONTACT_MM = 9.0  # air that ends further from the ribs than is usual in this scan, by this, does not touch them
+CONTACT_MM = (
+    9.0  # air that ends further from the ribs than is usual in this scan, by this, does not touch them
+)
 # From straight sideways: the front is the heart's, wider on the left, and the back beside the spine the aorta's.
-FRONT_DEG, BACK_DEG = {1: 60, 2: 35}, {1: 140, 2: 125}
+FRONT_DEG, BACK_DEG = {1: 60, 2: 35}, 110
 NOTCH_DEG = 75  # the lung's lower border may be lifted by disease over this much of the wall, no more
+OFTEN = 0.35
 MIN_BODY_ML = 2.0
 FLUID_BELOW_MUSCLE_HU, HOLLOW_HU, HOLLOW_SHARE = 22.0, -150.0, 0.004
 
@@ -108,7 +111,7 @@ def _cast(lung: np.ndarray, bone: np.ndarray, centre: np.ndarray, number: int, s
 def _hidden(rays: Rays, number: int, spacing_mm: Spacing) -> tuple[np.ndarray, np.ndarray]:
     """From where to where (mm) each ray (z, angle) runs through dense lung; nowhere: start 0 and stop -1."""
     degrees = np.arange(-180, 180, STEP_DEG)  # below 0 is the front
-    costal = (degrees >= -FRONT_DEG[number]) & (degrees <= BACK_DEG[number])
+    costal = (degrees >= -FRONT_DEG[number]) & (degrees <= BACK_DEG)
     gap = rays.wall - rays.air
     usual = costal & np.isfinite(rays.wall) & (rays.air > 0)
     nowhere = np.zeros_like(gap), np.full_like(gap, -1.0)
@@ -123,7 +126,9 @@ def _hidden(rays: Rays, number: int, spacing_mm: Spacing) -> tuple[np.ndarray, n
     border, top = np.full(len(degrees), np.inf), np.full(len(degrees), -np.inf)
     border[costal] = ndimage.grey_opening(low, size, mode="nearest")
     top[costal] = ndimage.grey_closing(high, size, mode="nearest")
-    hidden = costal & np.isfinite(rays.wall) & ~contact & (z >= border) & (z <= top)
+    # Where air hardly ever touches the ribs, beside the spine say, its absence is no disease.
+    often = contact.sum(0) >= OFTEN * (np.nan_to_num(top, neginf=0) - np.nan_to_num(border, posinf=0))
+    hidden = costal & often & np.isfinite(rays.wall) & ~contact & (z >= border) & (z <= top)
     hidden = ndimage.binary_opening(hidden, np.ones((3, 3)))
     if not hidden.any():
         return nowhere

@@ -44,7 +44,14 @@ def rod(start: tuple[float, float, float], end: tuple[float, float, float], radi
 
 
 def make_chest(
-    *, mass: bool = False, bullae: bool = False, bowel: bool = False, table: bool = False, noise: float = 25.0
+    *,
+    mass: bool = False,
+    consolidation: bool = False,
+    effusion: bool = False,
+    bullae: bool = False,
+    bowel: bool = False,
+    table: bool = False,
+    noise: float = 25.0,
 ) -> Chest:
     """A chest of 210 x 220 x 300 mm with two lungs that almost touch, a heart, a trachea and two bronchi."""
     at_z, at_y, at_x = at_mm()
@@ -75,6 +82,17 @@ def make_chest(
         parts["mass"] = ball(-25, 48, -75, 21, 21, 21) & (right | ball(0, 0, -62, 92, 70, 58)) & inner
         hu[parts["mass"]] = 45
         lungs |= parts["mass"] & ndimage.binary_fill_holes(right | parts["mass"])
+    if consolidation:
+        # Wide against the ribs, down to 3 cm above the lung's end, its bronchi open.
+        parts["consolidation"] = ball(-18, 22, -100, 38, 40, 34) & lungs
+        hu[parts["consolidation"]] = 35
+        for z in (-38, -18, 2):
+            hu[rod((z, 30, -84), (z + 8, 18, -106), 2.2) & parts["consolidation"]] = -900
+    if effusion:
+        # It lies behind the lung, a layer of water that is thickest in the middle.
+        parts["effusion"] = ball(-10, 72, -64, 62, 34, 46) & lungs
+        hu[parts["effusion"]] = 5
+        lungs &= ~parts["effusion"]
     if bullae:
         parts["bullae"] = ball(45, -15, -60, 22, 22, 22) | ball(30, 20, 70, 18, 18, 18)
         hu[parts["bullae"] & lungs] = -990

@@ -1,6 +1,7 @@
 """find_anatomy: lungs, sides, airways and vessels of chests whose anatomy is known."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,22 @@ def test_a_mass_at_the_pleura_is_lung_and_no_vessel():
     assert share(anatomy.vessels, chest.parts["mass"]) < 0.02
 
 
+def test_consolidation_along_the_ribs_is_lung_and_liver_and_heart_are_not():
+    chest = make_chest(consolidation=True)
+    anatomy = find_anatomy(scan(chest), COARSE)
+    assert chest.parts["consolidation"].sum() * np.prod(SPACING_MM) / 1000 > 80
+    assert share(anatomy.lungs, chest.parts["consolidation"]) > 0.9
+    assert share(anatomy.lungs, chest.parts["heart"]) < 0.02
+    assert share(chest.lungs, anatomy.lungs) > 0.96
+
+
+def test_fluid_behind_the_lung_stays_out():
+    chest = make_chest(effusion=True)
+    anatomy = find_anatomy(scan(chest), COARSE)
+    assert chest.parts["effusion"].sum() * np.prod(SPACING_MM) / 1000 > 70
+    assert share(anatomy.lungs, chest.parts["effusion"]) < 0.15
+
+
 def test_bullae_are_lung_and_no_airway():
     chest = make_chest(bullae=True)
     anatomy = find_anatomy(scan(chest), COARSE)
@@ -125,6 +142,17 @@ def test_the_phantoms_lungs_agree_with_its_truth():
     assert share(phantom.airways, anatomy.airways) > 0.9
 
 
+def test_the_stages_are_told_in_their_order():
+    stages = []
+
+    def watch(stage: str) -> AbstractContextManager[None]:
+        stages.append(stage)
+        return nullcontext()
+
+    find_anatomy(scan(make_chest()), AnatomyConfig(working_mm=4.0), watch=watch)
+    assert stages == ["resample", "airways", "lungs", "vessels", "full grid"]
+
+
 def test_finding_twice_gives_the_same():
     chest = make_chest()
     first, second = (find_anatomy(scan(chest), COARSE) for _ in range(2))
@@ -145,7 +173,7 @@ def test_real_emphysematous_lungs_agree_with_their_masks(name, least):
 
 
 @pytest.mark.skipif(CT is None, reason="DIFFSEGLUNG_CT names no folder of real scans")
-@pytest.mark.parametrize(("name", "least"), [("tumour-small", 0.95), ("tumour-large", 0.85)])
+@pytest.mark.parametrize(("name", "least"), [("tumour-small", 0.95), ("tumour-large", 0.90)])
 def test_real_tumours_are_inside_the_lungs_and_no_vessel(name, least):
     volume = read_volume(Path(CT) / f"{name}.nii.gz")
     tumour = read_labels(Path(CT) / f"{name}_tumour.nii.gz", volume) > 0

@@ -1,0 +1,46 @@
+"""A bronchus is a tube, dilated or not; a cavity that opens into it is none, and neither is a hole without a wall."""
+
+import numpy as np
+
+from diffseglung.anatomy.airways import add_small_bronchi, grow_airways
+
+SPACING_MM = (2.0, 2.0, 2.0)
+Z, Y, X = np.mgrid[-25:26, -30:31, -30:31] * 2.0
+TRACHEA = (Y**2 + X**2 <= 8**2) & (Z > 10)
+
+
+def along_x(radius_mm: float, start_mm: float, end_mm: float, y_mm: float = 0.0) -> np.ndarray:
+    return ((Y - y_mm) ** 2 + (Z - 12) ** 2 <= radius_mm**2) & (start_mm <= X) & (end_mm >= X)
+
+
+def scan(lumen: np.ndarray) -> np.ndarray:
+    """Air in soft tissue: a chest without lungs."""
+    return np.where(lumen, -990.0, 30.0).astype(np.float32)
+
+
+def test_a_dilated_bronchus_is_airway_and_the_cavity_behind_it_is_not():
+    bronchus = along_x(6.0, 0, 44)
+    cavity = (X + 38) ** 2 + Y**2 + (Z - 8) ** 2 <= 17**2
+    hu = scan(TRACHEA | bronchus | along_x(3.0, -40, 0) | cavity)
+    found = grow_airways(hu, hu < -400, TRACHEA, SPACING_MM)
+    assert found[bronchus].mean() > 0.99
+    assert found[cavity].mean() < 0.01
+
+
+def test_a_small_bronchus_joins_by_its_wall_and_an_emphysematous_hole_does_not():
+    bronchus, hole = along_x(2.1, 8, 40), along_x(2.1, -40, -8)
+    hu = np.full(Z.shape, -870.0, np.float32)
+    hu[along_x(4.3, 8, 42)] = -250.0
+    hu[hole] = -990.0
+    hu[bronchus] = -820.0
+    hu[TRACHEA] = -990.0
+    found = add_small_bronchi(hu, TRACHEA, SPACING_MM)
+    assert found[bronchus].mean() > 0.95
+    assert not found[hole & ~TRACHEA].any()
+    assert (found & ~TRACHEA & ~bronchus).sum() < 0.2 * bronchus.sum()
+
+
+def test_without_a_trachea_there_are_no_airways():
+    nothing = np.zeros(Z.shape, bool)
+    assert not add_small_bronchi(scan(TRACHEA), nothing, SPACING_MM).any()
+    assert not grow_airways(scan(TRACHEA), TRACHEA, nothing, SPACING_MM).any()
