@@ -113,10 +113,11 @@ def find_anatomy(
         airways = grow_airways(hu, air, find_trachea(hu, air, spacing_mm), spacing_mm)
         notes = () if airways.any() else ("no trachea found: airways may be counted as lung",)
     with watch("lungs"):
-        if lungs is None:
-            side = _find_sides(hu, air, airways, spacing_mm, config)
-        else:
-            side = _given_sides(lungs, volume, work)
+        side = (
+            _find_sides(hu, air, airways, spacing_mm, config)
+            if lungs is None
+            else _given_sides(lungs, volume, work)
+        )
     with watch("vessels"):
         box = bounding_box((side > 0) | airways, 10.0, spacing_mm)
         bronchi, vessels = np.zeros(side.shape, bool), np.zeros(side.shape, bool)
