@@ -21,7 +21,7 @@ CONTACT_MM = (
     9.0  # air that ends further from the ribs than is usual in this scan, by this, does not touch them
 )
 # From straight sideways: the front is the heart's, wider on the left, and the back beside the spine the aorta's.
-FRONT_DEG, BACK_DEG = {1: 60, 2: 35}, 110
+FRONT_DEG, BACK_DEG = {1: 60, 2: 35}, {1: 140, 2: 125}
 NOTCH_DEG = 75  # the lung's lower border may be lifted by disease over this much of the wall, no more
 OFTEN = 0.35
 MIN_BODY_ML = 2.0
@@ -111,7 +111,7 @@ def _cast(lung: np.ndarray, bone: np.ndarray, centre: np.ndarray, number: int, s
 def _hidden(rays: Rays, number: int, spacing_mm: Spacing) -> tuple[np.ndarray, np.ndarray]:
     """From where to where (mm) each ray (z, angle) runs through dense lung; nowhere: start 0 and stop -1."""
     degrees = np.arange(-180, 180, STEP_DEG)  # below 0 is the front
-    costal = (degrees >= -FRONT_DEG[number]) & (degrees <= BACK_DEG)
+    costal = (degrees >= -FRONT_DEG[number]) & (degrees <= BACK_DEG[number])
     gap = rays.wall - rays.air
     usual = costal & np.isfinite(rays.wall) & (rays.air > 0)
     nowhere = np.zeros_like(gap), np.full_like(gap, -1.0)
