@@ -175,7 +175,7 @@ def test_real_emphysematous_lungs_agree_with_their_masks(name, least):
 
 
 @pytest.mark.skipif(CT is None, reason="DIFFSEGLUNG_CT names no folder of real scans")
-@pytest.mark.parametrize(("name", "least"), [("tumour-small", 0.95), ("tumour-large", 0.88)])
+@pytest.mark.parametrize(("name", "least"), [("tumour-small", 0.95), ("tumour-large", 0.90)])
 def test_real_tumours_are_inside_the_lungs_and_no_vessel(name, least):
     volume = read_volume(Path(CT) / f"{name}.nii.gz")
     tumour = read_labels(Path(CT) / f"{name}_tumour.nii.gz", volume) > 0
