@@ -97,6 +97,7 @@ def smoke() -> Config:
     """Seconds; for tests. Too small to be any good."""
     return Config(
         name="smoke",
+        anatomy=AnatomyConfig(working_mm=4.0),
         patches=PatchConfig(spacing_mm=(4.0, 4.0, 4.0), per_case=12, overlap=0.0),
         student=StudentConfig(channels=(8, 8, 16), norm_groups=4, timesteps=50, embedding=16),
         train=TrainConfig(steps=6, batch=4, lr_warmup=2, warmup=(2, 4), checkpoint_every=3),

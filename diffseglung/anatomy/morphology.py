@@ -1,6 +1,6 @@
 """Balls in millimetres: dilation, erosion, opening and closing by distance, on grids of any spacing.
 
-Masks are bool (z, y, x), spacings (z, y, x) in mm. Outside the array there is neither lung nor tissue.
+Masks are bool (z, y, x), spacings (z, y, x) in mm; each is worked on in its own box alone. Outside the array there is neither lung nor tissue.
 """
 
 from typing import Literal
@@ -26,12 +26,20 @@ def distance_mm(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
 
 def dilate(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
     """Every voxel within `radius_mm` of the mask."""
-    return distance_mm(mask, spacing_mm) <= radius_mm
+    out = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = bounding_box(mask, radius_mm, spacing_mm)
+        out[box] = distance_mm(mask[box], spacing_mm) <= radius_mm
+    return out
 
 
 def erode(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
     """The voxels of the mask that lie further than `radius_mm` from everything outside it."""
-    return distance_mm(~mask, spacing_mm) > radius_mm
+    out = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = bounding_box(mask, max(spacing_mm), spacing_mm)  # its nearest outside is next to its box, or inside
+        out[box] = distance_mm(~mask[box], spacing_mm) > radius_mm
+    return out
 
 
 def opening(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
@@ -41,21 +49,30 @@ def opening(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarr
 
 def closing(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray:
     """The mask and what no ball outside it can reach: notches go. The ball may leave the array."""
-    pad = [int(np.ceil(radius_mm / s)) + 1 for s in spacing_mm]
-    wide = np.pad(mask, [(p, p) for p in pad])
-    closed = ~dilate(~dilate(wide, radius_mm, spacing_mm), radius_mm, spacing_mm) | wide
-    return closed[tuple(slice(p, -p) for p in pad)]
+    out = np.zeros(mask.shape, bool)
+    if mask.any():
+        box = bounding_box(mask, 0, spacing_mm)  # which holds the closed mask too: the hull is in it
+        pad = [int(np.ceil(radius_mm / s)) + 1 for s in spacing_mm]
+        wide = np.pad(mask[box], [(p, p) for p in pad])
+        closed = ~dilate(~dilate(wide, radius_mm, spacing_mm), radius_mm, spacing_mm) | wide
+        out[box] = closed[tuple(slice(p, -p) for p in pad)]
+    return out
 
 
 def components(mask: np.ndarray, connectivity: Literal[6, 26] = 6) -> tuple[np.ndarray, np.ndarray]:
     """Connected parts, numbered from 1, largest first, and their voxel counts (0 for the background)."""
-    parts, count = cc3d.connected_components(mask, connectivity=connectivity, return_N=True)
+    numbered = np.zeros(mask.shape, np.int32)
+    if not mask.any():
+        return numbered, np.zeros(1, np.int64)
+    box = bounding_box(mask, 0, (1, 1, 1))
+    parts, count = cc3d.connected_components(mask[box], connectivity=connectivity, return_N=True)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0
     order = np.concatenate([[0], 1 + np.argsort(-sizes[1:], kind="stable")])
-    rank = np.empty_like(order)
+    rank = np.empty(count + 1, np.int32)
     rank[order] = np.arange(count + 1)
-    return rank[parts].astype(np.int32), sizes[order]
+    numbered[box] = rank[parts]
+    return numbered, sizes[order]
 
 
 def bounding_box(mask: np.ndarray, margin_mm: float, spacing_mm: Spacing) -> tuple[slice, slice, slice]:
