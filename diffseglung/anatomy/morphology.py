@@ -1,6 +1,7 @@
 """Balls in millimetres: dilation, erosion, opening and closing by distance, on grids of any spacing.
 
-Masks are bool (z, y, x), spacings (z, y, x) in mm; each is worked on in its own box alone. Outside the array there is neither lung nor tissue.
+Masks are bool (z, y, x), spacings (z, y, x) in mm; each is worked on in its own box alone. Outside the array
+there is neither lung nor tissue.
 """
 
 from typing import Literal
@@ -37,7 +38,9 @@ def erode(mask: np.ndarray, radius_mm: float, spacing_mm: Spacing) -> np.ndarray
     """The voxels of the mask that lie further than `radius_mm` from everything outside it."""
     out = np.zeros(mask.shape, bool)
     if mask.any():
-        box = bounding_box(mask, max(spacing_mm), spacing_mm)  # its nearest outside is next to its box, or inside
+        box = bounding_box(
+            mask, max(spacing_mm), spacing_mm
+        )  # its nearest outside is next to its box, or inside
         out[box] = distance_mm(~mask[box], spacing_mm) > radius_mm
     return out
 
