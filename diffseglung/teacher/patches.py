@@ -21,10 +21,9 @@ def describe_patches(
 
     hu (n, z, y, x) int16, lungs (n, z, y, x); returns float32 (n, 34) in the order of TEACHER.names. Only
     lung voxels count: pairs have both ends in the lung, patterns all nine voxels, and the Gabor filters see
-    lung alone. Patterns come from the middle plane across each
-    axis (both of them where the size is even), Gabor responses from all axial slices. A patch
-    with fewer lung voxels than `min_lung_vox` is a row of NaN. `pyradiomics` computes the same numbers with
-    pyradiomics and scikit-image.
+    lung alone. Patterns come from the middle plane across each axis (both of them where the size is even),
+    Gabor responses from all axial slices. A patch with fewer lung voxels than `min_lung_vox` is a row of NaN.
+    `pyradiomics` computes the same numbers with pyradiomics and scikit-image.
     """
     config = config or TeacherConfig()
     if hu.ndim != 4:
