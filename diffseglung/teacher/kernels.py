@@ -3,7 +3,9 @@
 Each function works on plain arrays, writes into those that it is given, frees the interpreter lock, and is
 cached on disk, so that a worker process starts without compiling. It is one file, with its own constants,
 because numba's cache sees changes only in the file of the function that was compiled. HU are counted as
-integers, never summed as floats: those results do not depend on the order of the voxels.
+integers, never summed as floats: those results do not depend on the order of the voxels. Nor does the
+compiler choose where a product and a sum become one step (`fma`): it chooses otherwise in the process that
+compiles than in those that read its cache, and the same patch would differ in its last bit.
 """
 
 import math
@@ -11,7 +13,7 @@ import math
 import numba
 import numpy as np
 
-jit = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract"})
+jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 GABOR_FREQUENCIES = (0.10, 0.25, 0.40)
 """Cycles per voxel."""
@@ -33,6 +35,18 @@ _LINE = 16
 # a tie.
 _DIAGONAL = 70711 * 70711
 _SIDE = 70711 * 29289
+
+
+@numba.extending.intrinsic
+def fma(context, a, b, c):
+    """a * b + c, rounded once (IEEE 754 fusedMultiplyAdd), for three floats of one type."""
+    return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
+
+
+@jit
+def fma4(a, x, b, y, c, z, d, w):
+    """a x + b y + c z + d w."""
+    return fma(a, x, fma(b, y, fma(c, z, d * w)))
 
 
 @jit
@@ -326,6 +340,7 @@ def _oblique(cycles: float):
 
 
 OBLIQUE = tuple(_oblique(f) for f in GABOR_FREQUENCIES)
+_PARTS = 2 * len(OBLIQUE)
 
 
 def _gauss_along(step: int, pitch: int, width: int, out_pitch: int):
@@ -338,10 +353,10 @@ def _gauss_along(step: int, pitch: int, width: int, out_pitch: int):
         for y in range(rows):
             for x in range(width):
                 p = y * pitch + x + s7
-                near = t[0] * a[p] + t[1] * (a[p - s1] + a[p + s1]) + t[2] * (a[p - s2] + a[p + s2])
-                near += t[3] * (a[p - s3] + a[p + s3])
-                far = t[4] * (a[p - s4] + a[p + s4]) + t[5] * (a[p - s5] + a[p + s5])
-                far += t[6] * (a[p - s6] + a[p + s6]) + t[7] * (a[p - s7] + a[p + s7])
+                e1, e2, e3 = a[p - s1] + a[p + s1], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
+                e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
+                near = fma4(t[0], a[p], t[1], e1, t[2], e2, t[3], e3)
+                far = fma4(t[4], e4, t[5], e5, t[6], e6, t[7], a[p - s7] + a[p + s7])
                 out[y * out_pitch + x] = near + far
 
     return smooth
@@ -376,18 +391,18 @@ def _straight_along(step: int, pitch: int, angle: int):
                 o4, o5, o6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
                 o7 = a[p + s7] - a[p - s7]
                 mean, inside = side[y * 2 * _STRIP + x], side[y * 2 * _STRIP + _STRIP + x]
-                even, odd = t[0] * a[p] + t[2] * e2 + t[4] * e4 + t[6] * e6, t[1] * e1 + t[3] * e3
-                odd += t[5] * e5 + t[7] * e7
-                first = u[1] * o1 + u[3] * o3 + u[5] * o5 + u[7] * o7
-                second = u[2] * o2 + u[4] * o4 + u[6] * o6
+                even = fma4(t[0], a[p], t[2], e2, t[4], e4, t[6], e6)
+                odd = fma4(t[1], e1, t[3], e3, t[5], e5, t[7], e7)
+                first = fma4(u[1], o1, u[3], o3, u[5], o5, u[7], o7)
+                second = fma(u[2], o2, fma(u[4], o4, u[6] * o6))
                 q = y * WAVES * _STRIP + x
-                re, im = even + odd - _THROUGH[0] * mean, first + second
-                out[q + low] = np.sqrt(re * re + im * im) * inside
-                re, im = g[0] * a[p] - g[2] * e2 + g[4] * e4 - g[6] * e6 - _THROUGH[1] * mean, g[1] * o1
-                im += g[5] * o5 - g[3] * o3 - g[7] * o7
-                out[q + middle] = np.sqrt(re * re + im * im) * inside
-                re, im = even - odd - _THROUGH[2] * mean, first - second
-                out[q + high] = np.sqrt(re * re + im * im) * inside
+                re, im = fma(-_THROUGH[0], mean, even + odd), first + second
+                out[q + low] = np.sqrt(fma(re, re, im * im)) * inside
+                re = fma(-_THROUGH[1], mean, fma4(g[0], a[p], -g[2], e2, g[4], e4, -g[6], e6))
+                im = fma4(g[1], o1, -g[3], o3, g[5], o5, -g[7], o7)
+                out[q + middle] = np.sqrt(fma(re, re, im * im)) * inside
+                re, im = fma(-_THROUGH[2], mean, even - odd), first - second
+                out[q + high] = np.sqrt(fma(re, re, im * im)) * inside
 
     return straight
 
@@ -397,51 +412,64 @@ _straight_y = _straight_along(_STRIP, _STRIP, 2)
 
 
 @jit
-def _oblique_x(a, t, u, rows, evens, odds):
-    """Even and odd part of a wave along x."""
-    for y in range(rows):
-        for x in range(_STRIP):
-            p = y * _FRAMED + x + REACH
-            near = t[0] * a[p] + t[1] * (a[p + 1] + a[p - 1]) + t[2] * (a[p + 2] + a[p - 2])
-            near += t[3] * (a[p + 3] + a[p - 3]) + t[4] * (a[p + 4] + a[p - 4])
-            far = t[5] * (a[p + 5] + a[p - 5]) + t[6] * (a[p + 6] + a[p - 6]) + t[7] * (a[p + 7] + a[p - 7])
-            evens[y * _STRIP + x] = near + far
-            near = u[1] * (a[p + 1] - a[p - 1]) + u[2] * (a[p + 2] - a[p - 2]) + u[3] * (a[p + 3] - a[p - 3])
-            near += u[4] * (a[p + 4] - a[p - 4]) + u[5] * (a[p + 5] - a[p - 5])
-            odds[y * _STRIP + x] = near + u[6] * (a[p + 6] - a[p - 6]) + u[7] * (a[p + 7] - a[p - 7])
+def _even(t, a, e1, e2, e3, e4, e5, e6, e7):
+    return fma4(t[0], a, t[1], e1, t[2], e2, t[3], e3) + fma4(t[4], e4, t[5], e5, t[6], e6, t[7], e7)
 
 
 @jit
-def _oblique_y(a, b, side, t, u, through, rows, out):
-    """Both oblique waves from the even part a and the odd part b along x.
+def _odd(u, o1, o2, o3, o4, o5, o6, o7):
+    return fma(u[1], o1, fma(u[2], o2, u[3] * o3)) + fma4(u[4], o4, u[5], o5, u[6], o6, u[7], o7)
+
+
+@jit
+def _oblique_x(a, rows, parts):
+    """Even and odd part of each wave along x, from one reading of the row: parts (y, 6, 32)."""
+    (t1, u1, _), (t2, u2, _), (t3, u3, _) = OBLIQUE
+    for y in range(rows):
+        for x in range(_STRIP):
+            p, q = y * _FRAMED + x + REACH, y * _PARTS * _STRIP + x
+            e1, e2, e3 = a[p + 1] + a[p - 1], a[p + 2] + a[p - 2], a[p + 3] + a[p - 3]
+            e4, e5, e6, e7 = a[p + 4] + a[p - 4], a[p + 5] + a[p - 5], a[p + 6] + a[p - 6], a[p + 7] + a[p - 7]
+            parts[q] = _even(t1, a[p], e1, e2, e3, e4, e5, e6, e7)
+            parts[q + 2 * _STRIP] = _even(t2, a[p], e1, e2, e3, e4, e5, e6, e7)
+            parts[q + 4 * _STRIP] = _even(t3, a[p], e1, e2, e3, e4, e5, e6, e7)
+            e1, e2, e3 = a[p + 1] - a[p - 1], a[p + 2] - a[p - 2], a[p + 3] - a[p - 3]
+            e4, e5, e6, e7 = a[p + 4] - a[p - 4], a[p + 5] - a[p - 5], a[p + 6] - a[p - 6], a[p + 7] - a[p - 7]
+            parts[q + _STRIP] = _odd(u1, e1, e2, e3, e4, e5, e6, e7)
+            parts[q + 3 * _STRIP] = _odd(u2, e1, e2, e3, e4, e5, e6, e7)
+            parts[q + 5 * _STRIP] = _odd(u3, e1, e2, e3, e4, e5, e6, e7)
+
+
+@jit
+def _oblique_y(a, side, t, u, through, rows, out):
+    """Both oblique waves of one frequency, whose even and odd part along x begin at a (y, 6, 32).
 
     The cos and sin of a sum: 45 and 135 degrees share their four products. out begins at the first of them.
     """
-    w, s2, s3, s4, s5, s6, s7 = _STRIP, 2 * _STRIP, 3 * _STRIP, 4 * _STRIP, 5 * _STRIP, 6 * _STRIP, 7 * _STRIP
+    w = _PARTS * _STRIP
+    s2, s3, s4, s5, s6, s7 = 2 * w, 3 * w, 4 * w, 5 * w, 6 * w, 7 * w
     for y in range(rows):
-        for x in range(w):
+        for x in range(_STRIP):
             p = y * w + x + s7
             e1, e2, e3 = a[p - w] + a[p + w], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
             e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
-            o1, o2, o3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
-            o4, o5, o6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
-            even = t[0] * a[p] + t[1] * e1 + t[2] * e2 + t[3] * e3 + t[4] * e4 + t[5] * e5 + t[6] * e6
-            even += t[7] * (a[p - s7] + a[p + s7]) - through * side[y * s2 + x]
-            even_odd = u[1] * o1 + u[2] * o2 + u[3] * o3 + u[4] * o4 + u[5] * o5 + u[6] * o6
-            even_odd += u[7] * (a[p + s7] - a[p - s7])
-            e1, e2, e3 = b[p - w] + b[p + w], b[p - s2] + b[p + s2], b[p - s3] + b[p + s3]
-            e4, e5, e6 = b[p - s4] + b[p + s4], b[p - s5] + b[p + s5], b[p - s6] + b[p + s6]
-            o1, o2, o3 = b[p + w] - b[p - w], b[p + s2] - b[p - s2], b[p + s3] - b[p - s3]
-            o4, o5, o6 = b[p + s4] - b[p - s4], b[p + s5] - b[p - s5], b[p + s6] - b[p - s6]
-            odd_even = t[0] * b[p] + t[1] * e1 + t[2] * e2 + t[3] * e3 + t[4] * e4 + t[5] * e5 + t[6] * e6
-            odd_even += t[7] * (b[p - s7] + b[p + s7])
-            odd = u[1] * o1 + u[2] * o2 + u[3] * o3 + u[4] * o4 + u[5] * o5 + u[6] * o6
-            odd += u[7] * (b[p + s7] - b[p - s7])
-            inside, q = side[y * s2 + w + x], y * WAVES * w + x
+            even = _even(t, a[p], e1, e2, e3, e4, e5, e6, a[p - s7] + a[p + s7])
+            even = fma(-through, side[y * 2 * _STRIP + x], even)
+            e1, e2, e3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
+            e4, e5, e6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
+            even_odd = _odd(u, e1, e2, e3, e4, e5, e6, a[p + s7] - a[p - s7])
+            p += _STRIP
+            e1, e2, e3 = a[p - w] + a[p + w], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
+            e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
+            odd_even = _even(t, a[p], e1, e2, e3, e4, e5, e6, a[p - s7] + a[p + s7])
+            e1, e2, e3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
+            e4, e5, e6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
+            odd = _odd(u, e1, e2, e3, e4, e5, e6, a[p + s7] - a[p - s7])
+            inside, q = side[(2 * y + 1) * _STRIP + x], y * WAVES * _STRIP + x
             re, im = even - odd, odd_even + even_odd
-            out[q] = np.sqrt(re * re + im * im) * inside
+            out[q] = np.sqrt(fma(re, re, im * im)) * inside
             re, im = even + odd, odd_even - even_odd
-            out[q + s2] = np.sqrt(re * re + im * im) * inside
+            out[q + 2 * _STRIP] = np.sqrt(fma(re, re, im * im)) * inside
 
 
 @jit
@@ -501,8 +529,7 @@ def strip_scratch(height):
         np.zeros(rows * _STRIP, np.float32),
         np.zeros(rows * _FRAMED + 2 * REACH, np.float32),
         np.zeros(height * 2 * _STRIP, np.float32),
-        np.zeros(rows * _STRIP, np.float32),
-        np.zeros(rows * _STRIP, np.float32),
+        np.zeros(rows * _PARTS * _STRIP, np.float32),
         np.zeros(height * WAVES * _STRIP, np.float32),
     )
 
@@ -510,7 +537,7 @@ def strip_scratch(height):
 @jit
 def filter_strip(filled, lungs, left, top, bottom, scratch):
     """|Gabor response| in rows top..bottom-1 of the 32 columns from `left`, 0 outside the lung, in scratch[-1]."""
-    strip, smooth_x, smooth_y, side, evens, odds, found = scratch
+    strip, smooth_x, smooth_y, side, parts, found = scratch
     rows = bottom - top
     shown = min(_STRIP, lungs.shape[1] - left)
     framed = min(_FRAMED, filled.shape[1] - left)
@@ -525,10 +552,10 @@ def filter_strip(filled, lungs, left, top, bottom, scratch):
     _smooth_y(strip, rows, smooth_y)
     _straight_x(smooth_y, side, rows, found)
     _straight_y(smooth_x, side, rows, found)
+    _oblique_x(strip, rows + 2 * REACH, parts)
     for f in range(len(OBLIQUE)):
         even, odd, through = OBLIQUE[f]
-        _oblique_x(strip, even, odd, rows + 2 * REACH, evens, odds)
-        _oblique_y(evens, odds, side, even, odd, through, rows, found[(4 * f + 1) * _STRIP :])
+        _oblique_y(parts[2 * f * _STRIP :], side, even, odd, through, rows, found[(4 * f + 1) * _STRIP :])
 
 
 # ---- Patches and windows

@@ -343,19 +343,25 @@ def test_wrong_input_is_refused_in_words():
         TeacherConfig(bin_width_hu=2)
 
 
-def test_a_new_process_finds_the_compiled_code():
-    hu, lungs = noise_patches(1, (8, 16, 16))
-    describe_patches(hu, lungs)
+def test_a_new_process_finds_the_compiled_code_and_its_last_bit(tmp_path):
+    hu, lungs = noise_patches(8, (8, 32, 32))
+    described = describe_patches(hu, lungs)
     describe_windows(hu[0], lungs[0], size_vox=(8, 8, 8), step_vox=(4, 4, 4))
+    np.savez(tmp_path / "patches.npz", hu=hu, lungs=lungs)
     script = (
-        "import numpy as np; from diffseglung.teacher import describe_patches, describe_windows, kernels\n"
-        "hu = np.full((1, 8, 16, 16), -850, np.int16); describe_patches(hu, hu < 0)\n"
-        "describe_windows(hu[0], hu[0] < 0, size_vox=(8, 8, 8), step_vox=(4, 4, 4))\n"
+        "import sys; import numpy as np\n"
+        "from diffseglung.teacher import describe_patches, describe_windows, kernels\n"
+        "given = np.load(sys.argv[1]); hu, lungs = given['hu'], given['lungs']\n"
+        "np.save(sys.argv[2], describe_patches(hu, lungs))\n"
+        "describe_windows(hu[0], lungs[0], size_vox=(8, 8, 8), step_vox=(4, 4, 4))\n"
         "for f in (kernels.hu_and_glcm, kernels.describe_window_planes, kernels.gabor_window_sums):\n"
         "    assert not f.stats.cache_misses, f.stats\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", script, str(tmp_path / "patches.npz"), str(tmp_path / "rows.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    # This process may have compiled what that one loaded.
+    np.testing.assert_array_equal(np.load(tmp_path / "rows.npy"), described)
 
 
 def test_the_page_on_the_teacher_has_its_table():
