@@ -50,6 +50,13 @@ def fma4(a, x, b, y, c, z, d, w):
 
 
 @jit
+def copy_row(values, out):
+    """out[:] = values, without the checks of shapes, whose messages take numba ten seconds to compile."""
+    for i in range(out.size):
+        out[i] = values[i]
+
+
+@jit
 def count_hu(hu, lungs, low, counts):
     """Count the lung's HU: hu (z, y, x) int16 clipped to low.., one count a HU."""
     counts[:] = 0
@@ -429,15 +436,17 @@ def _oblique_x(a, rows, parts):
         for x in range(_STRIP):
             p, q = y * _FRAMED + x + REACH, y * _PARTS * _STRIP + x
             e1, e2, e3 = a[p + 1] + a[p - 1], a[p + 2] + a[p - 2], a[p + 3] + a[p - 3]
-            e4, e5, e6, e7 = a[p + 4] + a[p - 4], a[p + 5] + a[p - 5], a[p + 6] + a[p - 6], a[p + 7] + a[p - 7]
+            e4, e5, e6 = a[p + 4] + a[p - 4], a[p + 5] + a[p - 5], a[p + 6] + a[p - 6]
+            e7 = a[p + 7] + a[p - 7]
             parts[q] = _even(t1, a[p], e1, e2, e3, e4, e5, e6, e7)
             parts[q + 2 * _STRIP] = _even(t2, a[p], e1, e2, e3, e4, e5, e6, e7)
             parts[q + 4 * _STRIP] = _even(t3, a[p], e1, e2, e3, e4, e5, e6, e7)
-            e1, e2, e3 = a[p + 1] - a[p - 1], a[p + 2] - a[p - 2], a[p + 3] - a[p - 3]
-            e4, e5, e6, e7 = a[p + 4] - a[p - 4], a[p + 5] - a[p - 5], a[p + 6] - a[p - 6], a[p + 7] - a[p - 7]
-            parts[q + _STRIP] = _odd(u1, e1, e2, e3, e4, e5, e6, e7)
-            parts[q + 3 * _STRIP] = _odd(u2, e1, e2, e3, e4, e5, e6, e7)
-            parts[q + 5 * _STRIP] = _odd(u3, e1, e2, e3, e4, e5, e6, e7)
+            o1, o2, o3 = a[p + 1] - a[p - 1], a[p + 2] - a[p - 2], a[p + 3] - a[p - 3]
+            o4, o5, o6 = a[p + 4] - a[p - 4], a[p + 5] - a[p - 5], a[p + 6] - a[p - 6]
+            o7 = a[p + 7] - a[p - 7]
+            parts[q + _STRIP] = _odd(u1, o1, o2, o3, o4, o5, o6, o7)
+            parts[q + 3 * _STRIP] = _odd(u2, o1, o2, o3, o4, o5, o6, o7)
+            parts[q + 5 * _STRIP] = _odd(u3, o1, o2, o3, o4, o5, o6, o7)
 
 
 @jit
@@ -486,7 +495,8 @@ def fill_outside(hu, lungs, centre, scratch, out):
         for x in range(width):
             weight[y + frame, x + frame] = lungs[y, x]
             inside[y + frame, x + frame] = (np.float32(hu[y, x]) - centre) * np.float32(lungs[y, x])
-    out[:] = inside[REACH : REACH + out.shape[0], REACH : REACH + out.shape[1]]
+    for y in range(out.shape[0]):
+        copy_row(inside[y + REACH, REACH:], out[y])
     for b in range(out.shape[1] // _BLOCK):
         left = b * _BLOCK
         missing[0] = 0
@@ -706,13 +716,15 @@ def describe_window_planes(
                 shapes[:] = 0
                 for axis in range(3):
                     count_patterns(patterns[axis, z0:z1, y0:y1, x0:x1].copy(), shapes)
-                row[LBP:GABOR] = shapes / max(1, shapes.sum())
+                patterned = max(1, shapes.sum())
+                for pattern in range(shapes.size):
+                    row[LBP + pattern] = shapes[pattern] / patterned
                 row[GABOR:] = 0
                 for z in range(z0, z1):
                     for wave in range(WAVES):
                         row[GABOR + wave] += waves[z, j, i, wave] / total
                 row[GABOR + WAVES] = row[GABOR : GABOR + WAVES].mean()
-                out[k, j, i] = row
+                copy_row(row, out[k, j, i])
 
 
 @jit
@@ -745,6 +757,6 @@ def evidence_planes(hu, lungs, difference, pairs, low, bins, min_vox, size, step
                                 apart += difference[z, y, x]
                                 together += pairs[z, y, x]
                 percentiles(counts, low, PERCENTILES, found)
-                out[k, j, i, :5] = found
+                copy_row(found, out[k, j, i, :5])
                 if together:
                     out[k, j, i, 5] = np.log(max(1.0, apart / together))
