@@ -1,7 +1,8 @@
 """Ray Train drives `diffseglung.distill` on as many processes as there are, and hands the model to the registry.
 
-The loop knows nothing of Ray: here it is given a stream of patches and a data-parallel wrapper, and what it yields
-is reported. Reports travel to the driver, which alone writes to MLflow and draws the progress.
+The loop knows nothing of Ray: here it is given a stream of patches and a data-parallel wrapper. What it yields
+travels through a mailbox to the driver, which alone writes to MLflow and draws the progress; Ray Train is told only
+of checkpoints.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow as pa
 import ray
 import ray.train
 import torch
+import torch.distributed as dist
 from ray.data import DataIterator
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.numpy import load_file, save_file
@@ -40,7 +42,7 @@ from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import gather_cells
 from diffseglung_ray.progress import progress
-from diffseglung_ray.reports import Mailbox, Relay, Report
+from diffseglung_ray.reports import Mailbox, Report
 from diffseglung_ray.tracking import (
     RegisteredModel,
     Run,
@@ -54,9 +56,7 @@ from diffseglung_ray.workspace import Workspace, cpus_beside_readers, fit_standa
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("hu", "lungs", "teacher", "teacher_local")
-SHUFFLE_BYTES = (
-    512 * 2**20
-)  # of patches that wait to be drawn in each process, so that a batch mixes patients
+SHUFFLE_BYTES = 512 * 2**20  # of patches that each process keeps or waits to draw from, so that patients mix
 REPORTS_A_RUN = 200
 SECONDS_BETWEEN_LOOKS = 0.5
 WORKER_FAILURES = 3
@@ -188,14 +188,13 @@ def _distil(
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
     trainer = TorchTrainer(
         train_process,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "mailbox": mailbox},
         scaling_config=_scaling(config, workers),
         run_config=ray.train.RunConfig(
             name=run.id,
             storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
             failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
-            callbacks=[Relay(mailbox)],  # type: ignore[list-item]
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
         datasets={"patches": workspace.read(COLUMNS, seed=job.train.seed)},
@@ -246,11 +245,24 @@ def train_process(config: dict[str, Any]) -> None:
     for step, metrics in distill(run, chain([first], batches), forward=network, rank=rank, world=world):
         seen.append(metrics)
         last = step == settings.steps
-        if last or step % every == 0 or step % settings.checkpoint_every == 0:
-            leaving = ray.train.get_preemption_info() is not None
-            keep = last or leaving or step % settings.checkpoint_every == 0
-            report(run, seen, rank, world, keep=keep, real=first if last else None)
-            seen = []
+        due = last or step % settings.checkpoint_every == 0
+        if not (due or step % every == 0):
+            continue
+        mean = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
+        mean |= {"step": step, "processes": world}
+        seen = []
+        if rank == 0:
+            config["mailbox"].put.remote(mean)
+        if due or someone_leaves(run.device, world):
+            save(run, mean, rank, real=first if last else None)
+
+
+def someone_leaves(device: torch.device, world: int) -> bool:
+    """Whether the machine of any process has been told that it goes away."""
+    leaves = torch.tensor(float(ray.train.get_preemption_info() is not None), device=device)
+    if world > 1:
+        dist.all_reduce(leaves, dist.ReduceOp.MAX)
+    return bool(leaves)
 
 
 def fit_to(train: TrainConfig, world: int) -> TrainConfig:
@@ -259,16 +271,12 @@ def fit_to(train: TrainConfig, world: int) -> TrainConfig:
     return replace(train, batch=max(1, train.batch // share) * share)
 
 
-def report(
-    run: Distillation, seen: list[Report], rank: int, world: int, *, keep: bool, real: Batch | None = None
-) -> None:
-    """Tell the controller the mean of the last metrics; every process does so equally often.
+def save(run: Distillation, metrics: Report, rank: int, *, real: Batch | None = None) -> None:
+    """Leave the state as a checkpoint; every process calls this equally often, and rank 0 writes.
 
-    `keep` saves the state, and beside some of the patches `real`, if given, what the student draws for their lungs.
+    With some patches `real`, what the student draws for their lungs lies beside them.
     """
-    metrics = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
-    metrics |= {"step": run.step, "processes": world}
-    if not (keep and rank == 0):
+    if rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -286,19 +294,44 @@ def stream(shard: DataIterator, job: Job, train: TrainConfig, world: int, step: 
     A run that goes on at `step` first lets pass what its epoch had already given, and so sees what it would have
     seen had it never stopped.
     """
-    micro = train.micro_batch(world)
-    buffer = max(4 * micro, min(job.patches // world, SHUFFLE_BYTES // job.patch_bytes))
-    epoch, passed = divmod(step * train.accumulate, job.patches // world // micro)
+    micro, share = train.micro_batch(world), job.patches // world
+    if share * job.patch_bytes <= SHUFFLE_BYTES:
+        epoch_of = in_memory(shard, micro)
+    else:
+        epoch_of = streamed(shard, micro, SHUFFLE_BYTES // job.patch_bytes)
+    epoch, passed = divmod(step * train.accumulate, share // micro)
     while True:
-        batches = shard.iter_torch_batches(
+        yield from islice(epoch_of(train.seed + epoch), passed, None)
+        epoch, passed = epoch + 1, 0
+
+
+def in_memory(shard: DataIterator, micro: int) -> Callable[[int], Iterator[Batch]]:
+    """Epochs of a shard that is read once and kept: Ray Data would start its processes anew for each."""
+    parts = list(shard.iter_torch_batches(batch_size=micro, drop_last=False, device="cpu"))
+    rows = {name: torch.cat([part[name] for part in parts]) for name in COLUMNS}
+    count = len(rows["hu"])
+
+    def epoch(seed: int) -> Iterator[Batch]:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        for start in range(0, count - micro + 1, micro):
+            yield {name: column[order[start : start + micro]] for name, column in rows.items()}
+
+    return epoch
+
+
+def streamed(shard: DataIterator, micro: int, buffer: int) -> Callable[[int], Iterator[Batch]]:
+    """Epochs of a shard that is larger than memory should be, mixed in a buffer of so many patches."""
+
+    def epoch(seed: int) -> Iterator[Batch]:
+        yield from shard.iter_torch_batches(
             batch_size=micro,
             drop_last=True,
-            local_shuffle_buffer_size=buffer,
-            local_shuffle_seed=train.seed + epoch,
+            local_shuffle_buffer_size=max(4 * micro, buffer),
+            local_shuffle_seed=seed,
             device="cpu",
         )
-        yield from islice(batches, passed, None)
-        epoch, passed = epoch + 1, 0
+
+    return epoch
 
 
 def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: int) -> ray.train.Result:

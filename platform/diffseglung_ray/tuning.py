@@ -154,13 +154,8 @@ def timestep_sets(config: Config) -> list[tuple[int, ...]]:
 
 
 def bounded_sample(workspace: Workspace, seed: int) -> Arrays:
-    """At most about `MOST_PATCHES` patches of all cases, ordered by case and corner."""
-    columns = list(dict.fromkeys(TRAIN_COLUMNS + CELL_COLUMNS))
-    rows = workspace.read(columns)
-    if workspace.patches > MOST_PATCHES:
-        rows = rows.random_sample(MOST_PATCHES / workspace.patches, seed=seed)
-    parts = list(rows.iter_batches(batch_size=None, batch_format="numpy"))
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+    """At most `MOST_PATCHES` patches of all cases, ordered by case and corner."""
+    arrays = workspace.sample(list(dict.fromkeys(TRAIN_COLUMNS + CELL_COLUMNS)), MOST_PATCHES, seed)
     order = np.lexsort((arrays["x0"], arrays["y0"], arrays["z0"], arrays["case_id"].astype(str)))
     return {name: column[order] for name, column in arrays.items()}
 

@@ -20,21 +20,34 @@ from diffseglung_ray.config import WrongArgument
 from diffseglung_ray.storage import Store
 
 TEACHER_PATCHES = 2048  # whose descriptors the standardiser is fitted on, at most
+SAMPLED_FILES = 512  # cases that a sample is drawn from, at most
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A prepared workspace: where it is, its `manifest.json`, and how many patches it holds."""
+    """A prepared workspace: where it is, its `manifest.json`, how many patches it holds and in which files."""
 
     store: Store
     manifest: bytes
     patches: int
+    files: pads.FileSystemDataset
 
     def read(self, columns: Sequence[str], seed: int | None = None) -> ray.data.Dataset:
         """The patches as a stream of rows of `patches_schema`; the files in an order drawn from `seed`."""
         shuffle = None if seed is None else ray.data.FileShuffleConfig(seed, reseed_after_execution=False)
         rows = ray.data.read_parquet(self.store.path("patches"), shuffle=shuffle)
         return rows.select_columns(list(columns))
+
+    def sample(self, columns: Sequence[str], most: int, seed: int) -> dict[str, np.ndarray]:
+        """At most `most` patches of at most `SAMPLED_FILES` cases, read here: starting readers would take longer."""
+        rng = np.random.default_rng(seed)
+        parts = sorted(self.files.get_fragments(), key=lambda part: part.path)
+        drawn = sorted(rng.permutation(len(parts))[:SAMPLED_FILES])
+        files = self.files
+        some = pads.FileSystemDataset([parts[i] for i in drawn], files.schema, files.format, files.filesystem)
+        rows = np.sort(rng.permutation(some.count_rows())[:most])
+        table = some.take(rows, columns=list(columns))
+        return {name: _to_numpy(table[name].combine_chunks()) for name in columns}
 
 
 def open_workspace(place: str, config: Config) -> Workspace:
@@ -53,17 +66,13 @@ def open_workspace(place: str, config: Config) -> Workspace:
             f"{store.root} is prepared, but no case gave a patch: see the reasons in its cases.parquet"
         )
     _check_schema(store.root, patches.schema, config)
-    return Workspace(store, manifest, count)
+    return Workspace(store, manifest, count, patches)
 
 
 def fit_standardiser(workspace: Workspace, config: Config) -> Standardiser:
     """Median and spread of the descriptors that training will see, from a bounded sample of patches."""
     column = "teacher" if config.train.variant == "global" else "teacher_local"
-    rows = workspace.read([column])
-    if workspace.patches > TEACHER_PATCHES:
-        rows = rows.random_sample(TEACHER_PATCHES / workspace.patches, seed=config.train.seed)
-    parts = [b[column].reshape(-1, b[column].shape[-1]) for b in rows.iter_batches(batch_format="numpy")]
-    return Standardiser.fit(np.concatenate(parts))
+    return Standardiser.fit(workspace.sample([column], TEACHER_PATCHES, config.train.seed)[column])
 
 
 def cpus_beside_readers(workers: Workers) -> float:
@@ -89,3 +98,9 @@ def _check_schema(place: str, found: pa.Schema, config: Config) -> None:
                 f"the patches in {place} have {field.name} of {tuple(there.shape)}, but these settings ask for "
                 f"{tuple(field.type.shape)}: use the recipe they were prepared with, or prepare them again"
             )
+
+
+def _to_numpy(column: pa.Array) -> np.ndarray:
+    if isinstance(column, pa.FixedShapeTensorArray):
+        return column.to_numpy_ndarray()
+    return column.to_numpy(zero_copy_only=False)
