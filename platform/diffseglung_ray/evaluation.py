@@ -33,19 +33,18 @@ from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_f
 from diffseglung_ray.cohort import Case, Loaded, find_cohort, local_copy, read_case, safe_id
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 from diffseglung_ray.segmentation import (
+    CaseSegmenter,
     Configure,
     PlacedModel,
     about,
-    folder_of,
     is_registered,
     place_model,
-    segment_cases,
     write_report,
     write_results,
 )
 from diffseglung_ray.storage import Store
 
-OUTCOME = pa.schema([(name, pa.string()) for name in ("case_id", "status", "reason", "scores")])
+OUTCOME = pa.schema([(name, pa.string()) for name in ("case_id", "status", "reason", "scores", "results")])
 Labelled = Iterator[tuple[str, np.ndarray]]
 
 
@@ -73,9 +72,11 @@ def evaluate_cohort(
     store.check("out")
     with ray_cluster(resources):
         workers = case_workers(resources)
-        results = {name: _segment(cases, name, model, store, workers) for name, model in placed.items()}
         outcomes = _score(cases, placed, store, workers)
-    scores = [row for outcome in outcomes for row in json.loads(outcome.get("scores") or "[]")]
+    results = {name: [json.loads(outcome["results"])[name] for outcome in outcomes] for name in placed}
+    for name, rows in results.items():
+        write_results(store_of(store, name), rows)
+    scores = [row for outcome in outcomes for row in json.loads(outcome["scores"])]
     facts = _facts(placed, cohort, workers)
     _write_scores(store, scores, facts)
     name, shown = next(iter(results.items()), ("", outcomes))
@@ -103,71 +104,79 @@ def _place(models: list[str], configure: Configure) -> dict[str, PlacedModel]:
     return placed
 
 
-def _segment(cases: list[Case], name: str, model: PlacedModel, store: Store, workers: Workers) -> list[Row]:
-    own = Store(store.path(f"models/{name}"))
-    rows = segment_cases(cases, model, own, workers)
-    write_results(own, rows)
-    return rows
+def store_of(store: Store, name: str) -> Store:
+    """Where a model leaves its segmentations."""
+    return Store(store.path(f"models/{name}"))
 
 
 def _score(cases: list[Case], placed: dict[str, PlacedModel], store: Store, workers: Workers) -> list[Row]:
     with attempts_in(store) as attempts:
-        arguments = (ray.put(placed), store, attempts, workers)
-        rows = list(map_cases(CaseScorer, arguments, cases, workers, "score"))
+        models = {name: ray.put(model) for name, model in placed.items()}
+        rows = list(map_cases(CaseScorer, (models, store, attempts, workers), cases, workers, "score"))
     return sorted(rows, key=lambda row: row["case_id"])
 
 
 class CaseScorer:
-    """An actor that holds the models and scores them and the baselines on one case after another."""
+    """An actor that segments with every model, and scores them and the baselines, on one case after another."""
 
-    def __init__(self, placed: ray.ObjectRef, store: Store, attempts: Attempts, workers: Workers) -> None:
+    def __init__(
+        self, models: dict[str, ray.ObjectRef], store: Store, attempts: Attempts, workers: Workers
+    ) -> None:
         use_threads(workers.cpus)
-        models: dict[str, PlacedModel] = ray.get(placed)
-        device = "cuda" if workers.gpus else "cpu"
-        self.models = {name: model.load().to(device) for name, model in models.items()}
-        self.uris = {name: model.uri for name, model in models.items()}
-        self.store, self.attempts = store, attempts
+        self.segmenters = {
+            name: CaseSegmenter(model, store_of(store, name), attempts, workers, False)
+            for name, model in models.items()
+        }
+        self.attempts = attempts
 
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
-        """One case in, one row with the scores of every method out."""
+        """One case in; one row with each model's result and the scores of every method out."""
         case = only_case(batch)
         row = self.attempts.guarded(case["case_id"], lambda: self.score(case))
+        if row["status"] == "failed":
+            results = {name: segmenter.without(row) for name, segmenter in self.segmenters.items()}
+            row = row | {"scores": "[]", "results": json.dumps(results)}
         return pa.Table.from_pylist([row], schema=OUTCOME)
 
     def score(self, case: Row) -> Row:
         """Every method on one case. Errors in words."""
-        config = next((model.config.volume for model in self.models.values()), VolumeConfig())
+        case_id = case["case_id"]
+        config = next((s.model.config.volume for s in self.segmenters.values()), VolumeConfig())
         loaded = read_case(case, config)
         truth = read_truth(case["truth"], loaded.volume)
-        rows = [
+        results: dict[str, Row] = {}
+        scores = [
             row
-            for method, labels in self.methods(case["case_id"], loaded)
-            for row in score_case(case["case_id"], method, truth, labels, loaded.volume.spacing_mm)
+            for method, labels in self.methods(case_id, loaded, results)
+            for row in score_case(case_id, method, truth, labels, loaded.volume.spacing_mm)
         ]
-        return {"case_id": case["case_id"], "status": "ok", "reason": "", "scores": json.dumps(rows)}
+        return {
+            "case_id": case_id,
+            "status": "ok",
+            "reason": "",
+            "scores": json.dumps(scores),
+            "results": json.dumps(results),
+        }
 
-    def methods(self, case_id: str, loaded: Loaded) -> Labelled:
-        """Each method's name and its labels on the volume's grid: the models in every mode, then the baselines."""
+    def methods(self, case_id: str, loaded: Loaded, results: dict[str, Row]) -> Labelled:
+        """Each method's name and its labels on the volume's grid: the models in every mode, then the baselines.
+
+        What each model is set to do is written as jobs/segment.py writes it; `results` receives its row.
+        """
         volume, anatomy = loaded.volume, None
-        for name, model in self.models.items():
-            uri = self.uris[name]
-            yield uri, self.written(name, case_id, volume)
-            seen = observe(volume, model, loaded.lungs)
+        for name, segmenter in self.segmenters.items():
+            uri = segmenter.origin["model_uri"]
+            seen = observe(volume, segmenter.model, loaded.lungs)
+            own = decide(seen, segmenter.model)
+            results[name] = segmenter.write(case_id, loaded, own)
+            yield uri, own.labels
             anatomy = anatomy or seen.anatomy
             for mode in MODES:
-                if mode != model.config.mixture.mode:
-                    yield f"{uri} ({mode})", decide(seen, model, mode).labels
+                if mode != own.mode:
+                    yield f"{uri} ({mode})", decide(seen, segmenter.model, mode).labels
         anatomy = anatomy or find_anatomy(volume, lungs=loaded.lungs)
         for name, baseline in BASELINES.items():
             yield name, baseline(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm)
-
-    def written(self, name: str, case_id: str, volume: Volume) -> np.ndarray:
-        """What a model left as its segmentation. Raises ValueError where it left none."""
-        file = f"models/{name}/{folder_of(case_id)}/segmentation.nii.gz"
-        if self.store.read(file) is None:
-            raise ValueError(f"{self.uris[name]} has not segmented it; see models/{name}/results.csv")
-        with local_copy(self.store.path(file)) as path:
-            return read_labels(path, volume)
 
 
 def read_truth(place: str, volume: Volume) -> np.ndarray:

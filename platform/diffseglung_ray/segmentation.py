@@ -23,7 +23,7 @@ from diffseglung.mixture import Mixture
 from diffseglung.model import Model
 from diffseglung.results import case_result, write_case
 from diffseglung.schemas import RESULTS
-from diffseglung.segment import segment
+from diffseglung.segment import Segmentation, segment
 from diffseglung_ray.cases import (
     Attempts,
     Row,
@@ -34,7 +34,7 @@ from diffseglung_ray.cases import (
     use_threads,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import Case, Loaded, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import FetchedModel, ModelNotFound, fetch_model
@@ -162,9 +162,13 @@ class CaseSegmenter:
         case = only_case(batch)
         row = self.attempts.guarded(case["case_id"], lambda: self.segment(case))
         if row["status"] == "failed":
-            self.store.remove(folder_of(case["case_id"]))
-            row |= self.origin
+            row = self.without(row)
         return pa.Table.from_pylist([row], schema=RESULTS)
+
+    def without(self, row: Row) -> Row:
+        """The row of a case that failed, whose files of an earlier run are gone."""
+        self.store.remove(folder_of(row["case_id"]))
+        return row | self.origin
 
     def segment(self, case: Row) -> Row:
         """Segment and write one case, unless that was done before. Errors in words."""
@@ -175,10 +179,13 @@ class CaseSegmenter:
         done = self.done_before(case["case_id"], loaded.input_sha256)
         if done:
             return done
-        segmentation = segment(loaded.volume, self.model, loaded.lungs)
-        result = case_result(case["case_id"], loaded.volume, segmentation, **self.origin)
+        return self.write(case["case_id"], loaded, segment(loaded.volume, self.model, loaded.lungs))
+
+    def write(self, case_id: str, loaded: Loaded, segmentation: Segmentation) -> Row:
+        """The files of a segmented case, and its row."""
+        result = case_result(case_id, loaded.volume, segmentation, **self.origin)
         result = replace(result, input_sha256=loaded.input_sha256)
-        with self.store.folder(folder_of(case["case_id"]), last="result.json") as folder:
+        with self.store.folder(folder_of(case_id), last="result.json") as folder:
             wanted = "probabilities.nii.gz" in self.files
             write_case(folder, loaded.volume, segmentation, result, probabilities=wanted)
         return result.row()

@@ -12,8 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import chain, islice
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +21,18 @@ import pyarrow as pa
 import ray
 import ray.train
 import torch
-import torch.distributed as dist
-from ray.data import DataIterator
-from ray.train.torch import TorchTrainer, get_device, prepare_model
-from safetensors.numpy import load_file, save_file
+from ray.train.torch import TorchTrainer
+from safetensors.numpy import load_file
 
-from diffseglung.distill import Batch, Distillation, TrainConfig, distill
-from diffseglung.generate import sample
+from diffseglung.distill import TrainConfig
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
 from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.report.training import draw_clusters, draw_samples
 from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
-from diffseglung.teacher import TEACHER, Standardiser
+from diffseglung.teacher import TEACHER
 from diffseglung.volume import Volume, write_volume
-from diffseglung_ray.cases import use_threads
 from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import gather_cells
@@ -51,16 +46,13 @@ from diffseglung_ray.tracking import (
     register_model,
     start_run,
 )
+from diffseglung_ray.training_process import COLUMNS, MEMORY_BYTES, SAMPLES, Job, load_state, train_process
 from diffseglung_ray.workspace import Workspace, cpus_beside_readers, fit_standardiser, open_workspace
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("hu", "lungs", "teacher", "teacher_local")
-SHUFFLE_BYTES = 512 * 2**20  # of patches that each process keeps or waits to draw from, so that patients mix
-REPORTS_A_RUN = 200
 SECONDS_BETWEEN_LOOKS = 0.5
 WORKER_FAILURES = 3
-SAMPLES, SAMPLES_DRAWN = "samples.safetensors", 6  # beside the last state: what the student draws
 CHECK_PHANTOM = PhantomConfig(size_vox=(48, 80, 80), spacing_mm=(5.0, 4.0, 4.0))
 
 
@@ -72,19 +64,6 @@ class TrainedModel:
     uri: str
     run_id: str
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What every training process is told: settings, the teacher's statistics, weights to start from, data size."""
-
-    student: StudentConfig
-    train: TrainConfig
-    standardiser: Standardiser
-    init: dict[str, torch.Tensor] | None
-    patches: int
-    patch_bytes: int
-    threads: int
 
 
 def train(
@@ -107,13 +86,16 @@ def train(
         workers = train_workers(config.resources)
         check_sizes(workspace.patches, config.train, workers.count)
         standardiser = fit_standardiser(workspace, config.method)
+        fewest = min(config.resources.min_workers or workers.count, workers.count)
+        patch_bytes = _patch_bytes(config)
         job = Job(
             student=config.student,
             train=config.train,
             standardiser=standardiser,
             init=weights,
-            patches=workspace.patches,
-            patch_bytes=_patch_bytes(config),
+            workspace=workspace,
+            held=workspace.patches // fewest * patch_bytes <= MEMORY_BYTES,
+            patch_bytes=patch_bytes,
             threads=workers.cpus,
         )
         name = f"train {config.name}"
@@ -197,14 +179,14 @@ def _distil(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
-        datasets={"patches": workspace.read(COLUMNS, seed=job.train.seed)},
+        datasets={} if job.held else {"patches": workspace.read(COLUMNS, seed=job.train.seed)},
         dataset_config=ray.train.DataConfig(execution_options=options),
     )
     result = follow(trainer.fit, mailbox, run, job.train.steps)
     student = Student(job.student)
     assert result.checkpoint, "the last step always leaves a checkpoint"
     assert result.metrics, "and metrics with it"
-    student.load_state_dict(_load(result.checkpoint)["ema"])
+    student.load_state_dict(load_state(result.checkpoint)["ema"])
     with result.checkpoint.as_directory() as folder:
         drawn = load_file(Path(folder) / SAMPLES)
     metrics = {key: float(value) for key, value in result.metrics.items() if isinstance(value, int | float)}
@@ -221,117 +203,6 @@ def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
             **({"GPU": workers.gpus} if workers.gpus else {}),
         },
     )
-
-
-def train_process(config: dict[str, Any]) -> None:
-    """One training process: its shard of the patches through `distill`, with reports and checkpoints."""
-    job: Job = config["job"]
-    use_threads(job.threads)
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    settings = fit_to(job.train, world)
-    init = Student(job.student)
-    if job.init:
-        init.load_state_dict(job.init)
-    run = Distillation(job.student, settings, job.standardiser, get_device(), init if job.init else None)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        run.load_state_dict(_load(checkpoint, run.device))
-    network = prepare_model(run.network, move_to_device=False)
-    batches = stream(ray.train.get_dataset_shard("patches"), job, settings, world, run.step)
-    first = next(batches)
-    every = max(1, settings.steps // REPORTS_A_RUN)
-    seen: list[Report] = []
-    for step, metrics in distill(run, chain([first], batches), forward=network, rank=rank, world=world):
-        seen.append(metrics)
-        last = step == settings.steps
-        due = last or step % settings.checkpoint_every == 0
-        if not (due or step % every == 0):
-            continue
-        mean = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
-        mean |= {"step": step, "processes": world}
-        seen = []
-        if rank == 0:
-            config["mailbox"].put.remote(mean)
-        if due or someone_leaves(run.device, world):
-            save(run, mean, rank, real=first if last else None)
-
-
-def someone_leaves(device: torch.device, world: int) -> bool:
-    """Whether the machine of any process has been told that it goes away."""
-    leaves = torch.tensor(float(ray.train.get_preemption_info() is not None), device=device)
-    if world > 1:
-        dist.all_reduce(leaves, dist.ReduceOp.MAX)
-    return bool(leaves)
-
-
-def fit_to(train: TrainConfig, world: int) -> TrainConfig:
-    """The settings for as many processes as there are now: an elastic run drops what does not divide evenly."""
-    share = world * train.accumulate
-    return replace(train, batch=max(1, train.batch // share) * share)
-
-
-def save(run: Distillation, metrics: Report, rank: int, *, real: Batch | None = None) -> None:
-    """Leave the state as a checkpoint; every process calls this equally often, and rank 0 writes.
-
-    With some patches `real`, what the student draws for their lungs lies beside them.
-    """
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(run.state_dict(), Path(folder) / "state.pt")
-        if real is not None:
-            some = {name: real[name][:SAMPLES_DRAWN].numpy() for name in ("hu", "lungs")}
-            sampled = sample(run.ema.eval(), some["lungs"] > 0, run.config.seed)
-            save_file({"real_hu": some["hu"], "sampled_hu": sampled}, Path(folder) / SAMPLES)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-def stream(shard: DataIterator, job: Job, train: TrainConfig, world: int, step: int) -> Iterator[Batch]:
-    """Micro-batches without end, epoch after epoch, each shuffled by its own seed.
-
-    A run that goes on at `step` first lets pass what its epoch had already given, and so sees what it would have
-    seen had it never stopped.
-    """
-    micro, share = train.micro_batch(world), job.patches // world
-    if share * job.patch_bytes <= SHUFFLE_BYTES:
-        epoch_of = in_memory(shard, micro)
-    else:
-        epoch_of = streamed(shard, micro, SHUFFLE_BYTES // job.patch_bytes)
-    epoch, passed = divmod(step * train.accumulate, share // micro)
-    while True:
-        yield from islice(epoch_of(train.seed + epoch), passed, None)
-        epoch, passed = epoch + 1, 0
-
-
-def in_memory(shard: DataIterator, micro: int) -> Callable[[int], Iterator[Batch]]:
-    """Epochs of a shard that is read once and kept: Ray Data would start its processes anew for each."""
-    parts = list(shard.iter_torch_batches(batch_size=micro, drop_last=False, device="cpu"))
-    rows = {name: torch.cat([part[name] for part in parts]) for name in COLUMNS}
-    count = len(rows["hu"])
-
-    def epoch(seed: int) -> Iterator[Batch]:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        for start in range(0, count - micro + 1, micro):
-            yield {name: column[order[start : start + micro]] for name, column in rows.items()}
-
-    return epoch
-
-
-def streamed(shard: DataIterator, micro: int, buffer: int) -> Callable[[int], Iterator[Batch]]:
-    """Epochs of a shard that is larger than memory should be, mixed in a buffer of so many patches."""
-
-    def epoch(seed: int) -> Iterator[Batch]:
-        yield from shard.iter_torch_batches(
-            batch_size=micro,
-            drop_last=True,
-            local_shuffle_buffer_size=max(4 * micro, buffer),
-            local_shuffle_seed=seed,
-            device="cpu",
-        )
-
-    return epoch
 
 
 def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: int) -> ray.train.Result:
@@ -389,11 +260,6 @@ def in_words(error: BaseException) -> BaseException:
         if isinstance(cause, ValueError | FloatingPointError):
             return UserError(str(cause))
     return error
-
-
-def _load(checkpoint: ray.train.Checkpoint, device: str | torch.device = "cpu") -> dict[str, Any]:
-    with checkpoint.as_directory() as folder:
-        return torch.load(Path(folder) / "state.pt", map_location=device, weights_only=True)
 
 
 def _weights(init: str | None, student: StudentConfig) -> dict[str, torch.Tensor] | None:

@@ -48,8 +48,8 @@ from diffseglung_ray.cluster import ray_cluster, refuse_fleeting
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import COLUMNS as CELL_COLUMNS
 from diffseglung_ray.tracking import Run, check_tracking, open_run, start_run
-from diffseglung_ray.training import COLUMNS as TRAIN_COLUMNS
 from diffseglung_ray.training import TrainedModel, nodes_in_cluster, train
+from diffseglung_ray.training_process import COLUMNS as TRAIN_COLUMNS
 from diffseglung_ray.workspace import Workspace, fit_standardiser, open_workspace
 
 SHORT = 0.25  # of the full training, for each trial

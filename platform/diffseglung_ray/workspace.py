@@ -25,12 +25,11 @@ SAMPLED_FILES = 512  # cases that a sample is drawn from, at most
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A prepared workspace: where it is, its `manifest.json`, how many patches it holds and in which files."""
+    """A prepared workspace: where it is, its `manifest.json`, and how many patches it holds."""
 
     store: Store
     manifest: bytes
     patches: int
-    files: pads.FileSystemDataset
 
     def read(self, columns: Sequence[str], seed: int | None = None) -> ray.data.Dataset:
         """The patches as a stream of rows of `patches_schema`; the files in an order drawn from `seed`."""
@@ -38,16 +37,18 @@ class Workspace:
         rows = ray.data.read_parquet(self.store.path("patches"), shuffle=shuffle)
         return rows.select_columns(list(columns))
 
+    def share(self, columns: Sequence[str], rank: int, world: int) -> dict[str, np.ndarray]:
+        """Every `world`-th patch from the `rank`-th, equally many for each rank, read by this process."""
+        rows = np.arange(rank, self.patches - self.patches % world, world)
+        return _take(_patches(self.store), rows, columns)
+
     def sample(self, columns: Sequence[str], most: int, seed: int) -> dict[str, np.ndarray]:
-        """At most `most` patches of at most `SAMPLED_FILES` cases, read here: starting readers would take longer."""
-        rng = np.random.default_rng(seed)
-        parts = sorted(self.files.get_fragments(), key=lambda part: part.path)
-        drawn = sorted(rng.permutation(len(parts))[:SAMPLED_FILES])
-        files = self.files
-        some = pads.FileSystemDataset([parts[i] for i in drawn], files.schema, files.format, files.filesystem)
-        rows = np.sort(rng.permutation(some.count_rows())[:most])
-        table = some.take(rows, columns=list(columns))
-        return {name: _to_numpy(table[name].combine_chunks()) for name in columns}
+        """At most `most` patches of at most `SAMPLED_FILES` cases, read by this process."""
+        rng, patches = np.random.default_rng(seed), _patches(self.store)
+        drawn = sorted(rng.permutation(len(patches.files))[:SAMPLED_FILES])
+        parts = list(patches.get_fragments())
+        some = _dataset(patches, [parts[i] for i in drawn])
+        return _take(some, np.sort(rng.permutation(some.count_rows())[:most]), columns)
 
 
 def open_workspace(place: str, config: Config) -> Workspace:
@@ -58,15 +59,14 @@ def open_workspace(place: str, config: Config) -> Workspace:
         raise WrongArgument(
             f"{store.root} holds no prepared patches: run jobs/prepare.py with --workspace {place} first"
         )
-    filesystem, folder = fsspec.core.url_to_fs(store.path("patches"))
-    patches = pads.dataset(folder, filesystem=filesystem, format="parquet")
+    patches = _patches(store)
     count = patches.count_rows()
     if not count:
         raise WrongArgument(
             f"{store.root} is prepared, but no case gave a patch: see the reasons in its cases.parquet"
         )
     _check_schema(store.root, patches.schema, config)
-    return Workspace(store, manifest, count, patches)
+    return Workspace(store, manifest, count)
 
 
 def fit_standardiser(workspace: Workspace, config: Config) -> Standardiser:
@@ -98,6 +98,22 @@ def _check_schema(place: str, found: pa.Schema, config: Config) -> None:
                 f"the patches in {place} have {field.name} of {tuple(there.shape)}, but these settings ask for "
                 f"{tuple(field.type.shape)}: use the recipe they were prepared with, or prepare them again"
             )
+
+
+def _patches(store: Store) -> pads.FileSystemDataset:
+    """The files of patches in the order of their names."""
+    filesystem, folder = fsspec.core.url_to_fs(store.path("patches"))
+    found = pads.dataset(folder, filesystem=filesystem, format="parquet")
+    return _dataset(found, sorted(found.get_fragments(), key=lambda part: part.path))
+
+
+def _dataset(whole: pads.FileSystemDataset, parts: list[pads.Fragment]) -> pads.FileSystemDataset:
+    return pads.FileSystemDataset(parts, whole.schema, whole.format, whole.filesystem)
+
+
+def _take(patches: pads.FileSystemDataset, rows: np.ndarray, columns: Sequence[str]) -> dict[str, np.ndarray]:
+    table = patches.take(rows, columns=list(columns))
+    return {name: _to_numpy(table[name].combine_chunks()) for name in columns}
 
 
 def _to_numpy(column: pa.Array) -> np.ndarray:

@@ -16,6 +16,7 @@ def cluster() -> Iterator[None]:
     """
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     ray.init(
         address="local",
         num_cpus=2,

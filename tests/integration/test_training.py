@@ -20,7 +20,8 @@ from diffseglung.teacher import TEACHER
 from diffseglung_ray import training
 from diffseglung_ray.config import RunConfig, WrongArgument, apply_changes, load_config
 from diffseglung_ray.tracking import fetch_model
-from diffseglung_ray.training import TrainedModel, check_sizes, fit_to, train
+from diffseglung_ray.training import TrainedModel, check_sizes, train
+from diffseglung_ray.training_process import fit_to
 
 # Workers do not find the module of a test by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -91,7 +92,7 @@ def test_a_killed_worker_changes_nothing(
     died = tmp_path / "died"
 
     def dies_once(config: dict[str, Any]) -> None:
-        from diffseglung_ray import training as inside
+        from diffseglung_ray import training_process as inside
 
         whole = inside.distill
 
@@ -116,9 +117,10 @@ def test_a_killed_worker_changes_nothing(
     assert dict(curve(again)) == dict(curve(trained))
 
 
-def test_two_processes_go_on_from_a_model_on_all_the_cpus_there_are(
-    trained: TrainedModel, workspace: str, tmp_path: Path
+def test_two_processes_fed_by_ray_data_go_on_from_a_model_on_all_the_cpus_there_are(
+    trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(training, "MEMORY_BYTES", 0)  # as if the patches were too many to be held
     barely = apply_changes(SMOKE, {"resources": {"workers": 2}, "train": {"steps": 1, "lr": 1e-9}})
     child = train(barely, workspace, init=trained.uri, alias="child")
     assert child.metrics["processes"] == 2
