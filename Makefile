@@ -11,6 +11,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv  # another Python over an old one would mix the two
 	@echo "Installing into .venv (about 3 minutes, 3 GB)"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --use-pep517 --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/python -m diffseglung.compiled
 	@touch $@
 
 demo: install

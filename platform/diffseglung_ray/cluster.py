@@ -60,6 +60,7 @@ def _start(resources: ResourceConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Nobody takes away the machine under one's own Ray: one process less for each training to wait for.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # That the cluster asks for a token is as it should be, and no reason for a warning.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
     # Training's helpers are many and idle; Ray warns at four times this number of processes.

@@ -17,7 +17,7 @@ from diffseglung_ray.workspace import Workspace, cpus_beside_readers
 
 MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published network
 PATCHES_A_BATCH = 16
-PATCHES_A_WORKER = 256  # with fewer, starting another worker costs more than it saves
+PATCHES_A_WORKER = 256  # with fewer, starting another worker (or any) costs more than it saves
 COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "roughness")
 
 
@@ -29,6 +29,21 @@ def gather_cells(
     Which cells depends on the patches and the seed, not on how many workers there are.
     """
     share = min(1.0, MOST_CELLS / (workspace.patches * features.cells_per_patch))
+    schema = cells_schema(width(student, features))
+    if workspace.patches <= PATCHES_A_WORKER and not workers.gpus:
+        sampler = CellSampler(student.cpu(), features, share)
+        held = workspace.share(COLUMNS, 0, 1)
+        starts = range(0, workspace.patches, PATCHES_A_BATCH)
+        parts = [sampler({name: held[name][i : i + PATCHES_A_BATCH] for name in COLUMNS}) for i in starts]
+    else:
+        parts = _gather(student, features, workspace, workers, share)
+    return pa.concat_tables([as_schema(part, schema) for part in parts]).combine_chunks()
+
+
+def _gather(
+    student: Student, features: FeatureConfig, workspace: Workspace, workers: Workers, share: float
+) -> list[pa.Table]:
+    """The same by actors that hold the student, while Ray Data brings them the patches."""
     sampled = workspace.read(COLUMNS).map_batches(
         CellSampler,
         fn_constructor_args=(ray.put(student.cpu()), features, share),
@@ -40,19 +55,16 @@ def gather_cells(
     )
     # Always the same batches: a convolution's last bits depend on how many patches it is given at once.
     sampled.context.execution_options.preserve_order = True
-    schema = cells_schema(width(student, features))
-    parts = [
-        as_schema(part, schema) for part in sampled.iter_batches(batch_size=None, batch_format="pyarrow")
-    ]
-    return pa.concat_tables(parts).combine_chunks()
+    return list(sampled.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 class CellSampler:
-    """An actor that holds the student and turns patches into a sample of their cells."""
+    """Holds the student and turns patches into a sample of their cells."""
 
-    def __init__(self, student: ray.ObjectRef, features: FeatureConfig, share: float) -> None:
+    def __init__(self, student: Student | ray.ObjectRef, features: FeatureConfig, share: float) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.student = ray.get(student).to(device).eval()
+        student = ray.get(student) if isinstance(student, ray.ObjectRef) else student
+        self.student = student.to(device).eval()
         self.features, self.share = features, share
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:

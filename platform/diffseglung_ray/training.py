@@ -31,7 +31,7 @@ from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.report.training import draw_clusters, draw_samples
 from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
-from diffseglung.teacher import TEACHER
+from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.volume import Volume, write_volume
 from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
@@ -86,18 +86,6 @@ def train(
         workers = train_workers(config.resources)
         check_sizes(workspace.patches, config.train, workers.count)
         standardiser = fit_standardiser(workspace, config.method)
-        fewest = min(config.resources.min_workers or workers.count, workers.count)
-        patch_bytes = _patch_bytes(config)
-        job = Job(
-            student=config.student,
-            train=config.train,
-            standardiser=standardiser,
-            init=weights,
-            workspace=workspace,
-            held=workspace.patches // fewest * patch_bytes <= MEMORY_BYTES,
-            patch_bytes=patch_bytes,
-            threads=workers.cpus,
-        )
         name = f"train {config.name}"
         with start_run(
             config.method, config.tracking, name=name, manifest=workspace.manifest, parent=parent
@@ -105,7 +93,7 @@ def train(
             if init:
                 run.tag(init=init)
             run.log_json("standardiser.json", {"names": list(TEACHER.names), **standardiser.to_dict()})
-            student, metrics, drawn = _distil(job, workspace, config, workers, run)
+            student, metrics, drawn = distil(config, workspace, standardiser, workers, run, weights)
             cells = gather_cells(student, config.features, workspace, workers)
             mixture = fit_mixture(cells, config.mixture, config.tissue, standardiser)
             info = {
@@ -162,10 +150,27 @@ def check_sizes(patches: int, train: TrainConfig, world: int) -> None:
         )
 
 
-def _distil(
-    job: Job, workspace: Workspace, config: RunConfig, workers: Workers, run: Run
+def distil(
+    config: RunConfig,
+    workspace: Workspace,
+    standardiser: Standardiser,
+    workers: Workers,
+    run: Run,
+    init: dict[str, torch.Tensor] | None = None,
 ) -> tuple[Student, dict[str, float], dict[str, np.ndarray]]:
     """The trained student (its moving average), the last metrics, and patches drawn beside real ones."""
+    fewest = min(config.resources.min_workers or workers.count, workers.count)
+    patch_bytes = _patch_bytes(config)
+    job = Job(
+        student=config.student,
+        train=config.train,
+        standardiser=standardiser,
+        init=init,
+        workspace=workspace,
+        held=workspace.patches // fewest * patch_bytes <= MEMORY_BYTES,
+        patch_bytes=patch_bytes,
+        threads=workers.cpus,
+    )
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
     trainer = TorchTrainer(

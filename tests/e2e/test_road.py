@@ -13,6 +13,7 @@ from diffseglung.schemas import patches_schema
 pytestmark = pytest.mark.timeout(900)  # each program starts a Ray of its own
 
 SMOKE = ("--recipe", "smoke")
+ONE = ("--set", "resources.workers=1")  # a worker more takes longer to start than it saves here
 
 
 def foreign(stderr: str, job: str) -> list[str]:
@@ -29,7 +30,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(home: Path, cohort: Path) -> Ended:
     return run_job(
-        "prepare", "--cohort", cohort, "--workspace", "work", "--max-failed", "0.5", *SMOKE, cwd=home
+        "prepare", "--cohort", cohort, "--workspace", "work", "--max-failed", "0.5", *SMOKE, *ONE, cwd=home
     )
 
 
@@ -58,7 +59,7 @@ def test_train_leaves_its_runs_and_models_beside_the_workspace(home: Path, train
 def test_a_submitted_job_segments_with_the_model_of_the_registry_though_a_case_fails(
     home: Path, trained: Ended, cohort: Path
 ) -> None:
-    words = ("--cohort", cohort, "--model", "models:/diffseglung@candidate", "--out", home / "out")
+    words = ("--cohort", cohort, "--model", "models:/diffseglung@candidate", "--out", home / "out", *ONE)
     with started_cluster(MLFLOW_TRACKING_URI=f"sqlite:///{home}/mlflow.db") as cluster:
         ended = cluster.submit("python", "jobs/segment.py", *words)
     said = ended.stdout + ended.stderr

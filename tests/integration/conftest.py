@@ -17,6 +17,7 @@ def cluster() -> Iterator[None]:
     os.environ.pop("RAY_ADDRESS", None)
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
     ray.init(
         address="local",
         num_cpus=2,

@@ -15,13 +15,15 @@ from made_workspace import made_workspace
 from ray import cloudpickle
 
 from diffseglung.model import Model
-from diffseglung.student import StudentConfig
+from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
-from diffseglung_ray import training
+from diffseglung_ray import fitting, training
+from diffseglung_ray.cluster import train_workers
 from diffseglung_ray.config import RunConfig, WrongArgument, apply_changes, load_config
-from diffseglung_ray.tracking import fetch_model
+from diffseglung_ray.tracking import Run, fetch_model, start_run
 from diffseglung_ray.training import TrainedModel, check_sizes, train
 from diffseglung_ray.training_process import fit_to
+from diffseglung_ray.workspace import fit_standardiser, open_workspace
 
 # Workers do not find the module of a test by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -45,16 +47,32 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained(workspace: str) -> TrainedModel:
-    return train(SMOKE, workspace)
+def trained(workspace: str, model: Path) -> TrainedModel:
+    return train(SMOKE, workspace, init=str(model))
+
+
+def distilled(config: RunConfig, place: str, name: str, init: Student | None = None) -> tuple[Student, Run]:
+    """The part of a training that may be disturbed, without what comes after it."""
+    workspace = open_workspace(place, config.method)
+    standardiser = fit_standardiser(workspace, config.method)
+    weights = init.state_dict() if init else None
+    with start_run(config.method, config.tracking, name=name, manifest=workspace.manifest) as run:
+        workers = train_workers(config.resources)
+        student, _, _ = training.distil(config, workspace, standardiser, workers, run, weights)
+    return student, run
 
 
 def load(model: TrainedModel, folder: Path) -> Model:
     return Model.load(fetch_model(model.uri, folder).path)
 
 
-def curve(model: TrainedModel, name: str = "loss") -> list[tuple[int, float]]:
-    return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(model.run_id, name)]
+def curve(run_id: str, name: str = "loss") -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in mlflow.MlflowClient().get_metric_history(run_id, name)]
+
+
+def assert_same_weights(one: Student, other: Student, within: float = 0.0) -> None:
+    for (name, a), b in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        assert a.sub(b).abs().max() <= within, name
 
 
 def test_training_leaves_a_version_that_the_alias_points_at(trained: TrainedModel, tmp_path: Path) -> None:
@@ -67,7 +85,7 @@ def test_training_leaves_a_version_that_the_alias_points_at(trained: TrainedMode
     assert run.info.status == "FINISHED"
 
 
-def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, tmp_path: Path) -> None:
+def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, model: Path, tmp_path: Path) -> None:
     client = mlflow.MlflowClient()
     pictures = {item.path for item in client.list_artifacts(trained.run_id, "pictures")}
     assert pictures == {f"pictures/{name}.png" for name in ("samples", "clusters", "check")}
@@ -79,15 +97,16 @@ def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, tmp_path: P
     run = client.get_run(trained.run_id).data
     assert {"loss", "noise_loss", "distill_loss", "lr", "patches_per_s"} <= set(run.metrics)
     assert {"config_sha256", "data_sha256"} <= set(run.tags)
+    assert run.tags["init"] == str(model)
     assert run.params["train.lr"] == str(SMOKE.train.lr)
 
 
 def test_the_curve_has_every_step_once(trained: TrainedModel) -> None:
-    assert [step for step, _ in curve(trained)] == list(range(1, SMOKE.train.steps + 1))
+    assert [step for step, _ in curve(trained.run_id)] == list(range(1, SMOKE.train.steps + 1))
 
 
 def test_a_killed_worker_changes_nothing(
-    trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trained: TrainedModel, workspace: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     died = tmp_path / "died"
 
@@ -110,11 +129,11 @@ def test_a_killed_worker_changes_nothing(
             inside.distill = whole
 
     monkeypatch.setattr(training, "train_process", dies_once)
-    again = train(SMOKE, workspace, alias="survivor")
+    student, run = distilled(SMOKE, workspace, "survivor", init=Model.load(model).student)
     assert died.exists()
     # Bitwise: it went on from the checkpoint at step 3 with the same patches in the same order.
-    assert load(again, tmp_path / "again").sha256 == load(trained, tmp_path / "once").sha256
-    assert dict(curve(again)) == dict(curve(trained))
+    assert_same_weights(student, load(trained, tmp_path / "once").student)
+    assert dict(curve(run.id)) == dict(curve(trained.run_id))
 
 
 def test_two_processes_fed_by_ray_data_go_on_from_a_model_on_all_the_cpus_there_are(
@@ -122,12 +141,21 @@ def test_two_processes_fed_by_ray_data_go_on_from_a_model_on_all_the_cpus_there_
 ) -> None:
     monkeypatch.setattr(training, "MEMORY_BYTES", 0)  # as if the patches were too many to be held
     barely = apply_changes(SMOKE, {"resources": {"workers": 2}, "train": {"steps": 1, "lr": 1e-9}})
-    child = train(barely, workspace, init=trained.uri, alias="child")
-    assert child.metrics["processes"] == 2
-    assert [step for step, _ in curve(child)] == [1]
-    before = load(trained, tmp_path / "parent").student.state_dict()
-    for name, weight in load(child, tmp_path / "child").student.state_dict().items():
-        assert weight.sub(before[name]).abs().max() < 1e-6, name
+    start = load(trained, tmp_path / "parent").student
+    student, run = distilled(barely, workspace, "child", init=start)
+    assert curve(run.id, "processes") == [(1, 2.0)]
+    assert_same_weights(student, start, within=1e-6)
+
+
+def test_cells_gathered_by_actors_are_those_gathered_here(
+    trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    student, features = load(trained, tmp_path).student, SMOKE.features
+    opened, workers = open_workspace(workspace, SMOKE.method), train_workers(SMOKE.resources)
+    here = fitting.gather_cells(student, features, opened, workers)
+    monkeypatch.setattr(fitting, "PATCHES_A_WORKER", opened.patches - 1)
+    there = fitting.gather_cells(student, features, opened, workers)
+    assert there.equals(here)
 
 
 def test_a_start_of_another_shape_is_refused(model: Path, workspace: str) -> None:
