@@ -90,7 +90,7 @@ def _typed(value: Any, hint: Any) -> Any:
 
 def demo() -> Config:
     """Minutes on two CPU cores."""
-    return Config(name="demo")
+    return Config(name="demo", train=TrainConfig(steps=800))
 
 
 def smoke() -> Config:

@@ -23,6 +23,8 @@ from diffseglung.teacher import Standardiser
 
 Batch = dict[str, torch.Tensor]
 
+COLLAPSED_RANK, COLLAPSED_SPREAD = 1.5, 0.1
+
 
 @frozen
 class TrainConfig:
@@ -32,6 +34,7 @@ class TrainConfig:
     batch: int = 8  # patches an optimiser step, over all workers
     accumulate: int = 1  # split a worker's share of the batch to save memory
     lr: float = 5e-4
+    lr_heads: float | None = None  # of the two heads; as `lr` where not given
     lr_warmup: int = 50
     clip: float = 0.3
     ema: float = 0.99
@@ -107,7 +110,10 @@ class Distillation:
             self.network.student.load_state_dict(init.state_dict())
         self.ema = Student(student).to(self.device).requires_grad_(False)
         self.ema.load_state_dict(self.network.student.state_dict())
-        self.optimiser = torch.optim.Adam(self.network.parameters(), lr=train.lr, fused=True)
+        heads = [*self.network.student_head.parameters(), *self.network.teacher_head.parameters()]
+        self.rates = (train.lr, train.lr if train.lr_heads is None else train.lr_heads)
+        parts = zip((list(self.network.student.parameters()), heads), self.rates, strict=True)
+        self.optimiser = torch.optim.Adam([{"params": part, "lr": lr} for part, lr in parts], fused=True)
         self.schedule = Schedule(student.timesteps)
         self.step = 0
 
@@ -151,10 +157,11 @@ def distill(
     """
     config = run.config
     network = forward or run.network
+    ended = time.perf_counter()
     while run.step < config.steps:
-        began = time.perf_counter()
         weight = config.weight_at(run.step)
-        run.optimiser.param_groups[0]["lr"] = config.lr * min(1.0, (run.step + 1) / max(config.lr_warmup, 1))
+        for group, rate in zip(run.optimiser.param_groups, run.rates, strict=True):
+            group["lr"] = rate * min(1.0, (run.step + 1) / max(config.lr_warmup, 1))
         run.optimiser.zero_grad(set_to_none=True)
         parts: list[dict[str, float]] = []
         waited, seen = 0.0, 0
@@ -171,11 +178,14 @@ def distill(
         run.optimiser.step()
         run.step += 1
         run.update_ema()
-        took = time.perf_counter() - began
+        # Since the step before: what the caller does between two steps costs throughput too.
+        began, ended = ended, time.perf_counter()
+        took = ended - began
         metrics = {key: float(np.mean([p[key] for p in parts])) for key in parts[0]}
         metrics |= {
             "weight": weight,
             "lr": run.optimiser.param_groups[0]["lr"],
+            "lr_heads": run.optimiser.param_groups[1]["lr"],
             "grad_norm": float(norm),
             "patches_per_s": seen / took,
             "data_wait_share": waited / took,
@@ -279,15 +289,16 @@ def info_nce(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Symmetric InfoNCE (van den Oord et al. 2018) over the pairs of all ranks, each weighted by its alpha_bar.
 
-    Returns the loss and: itself, the share of students that find their own teacher first, and the effective
-    rank of the student's embeddings (exp of the entropy of their covariance's spectrum; 1 means collapse).
+    Returns the loss and: itself, the share of students that find their own teacher first, and of the student's
+    embeddings the effective rank (exp of the entropy of their covariance's spectrum; Roy and Vetterli 2007) and the
+    spread (root of the mean variance per dimension, 1 where they lie evenly on the sphere); see `collapse`.
     """
     student, teacher, share, keep = (gather(x) for x in (student, teacher, share, keep))
     kept = keep.nonzero()[:, 0]
     student, teacher, share = student[kept], teacher[kept], share[kept]
     if len(kept) < 2:
         zero = (student.sum() + teacher.sum()) * 0
-        return zero, {"distill_loss": 0.0, "retrieval": 0.0, "effective_rank": 0.0}
+        return zero, dict.fromkeys(("distill_loss", "retrieval", "effective_rank", "spread"), 0.0)
     logits = student @ teacher.T / temperature
     target = torch.arange(len(kept), device=logits.device)
     both = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(
@@ -297,13 +308,28 @@ def info_nce(
     with torch.no_grad():
         found = (logits.argmax(dim=1) == target).float().mean()
         spectrum = torch.linalg.svdvals(student.float() - student.float().mean(0)).square()
+        spread = (spectrum.sum() / len(kept)).sqrt()
         spectrum = spectrum / spectrum.sum().clamp(min=1e-12)
         rank = torch.exp(-(spectrum * spectrum.clamp(min=1e-12).log()).sum())
     return loss, {
         "distill_loss": float(loss.detach()),
         "retrieval": float(found),
         "effective_rank": float(rank),
+        "spread": float(spread),
     }
+
+
+def collapse(metrics: dict[str, float], config: TrainConfig) -> str:
+    """In words, that the student's embeddings say next to nothing although the teacher has full weight; or nothing."""
+    if not 0 < config.weight <= metrics["weight"]:
+        return ""
+    rank, spread = metrics["effective_rank"], metrics["spread"]
+    if rank >= COLLAPSED_RANK and spread >= COLLAPSED_SPREAD:
+        return ""
+    return (
+        f"the student's embeddings have collapsed at step {metrics['step']:.0f} (effective rank {rank:.1f}, spread "
+        f"{spread:.2f} of 1): try a higher train.temperature, a lower train.weight or a later train.warmup"
+    )
 
 
 def mine(rows: int) -> slice:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import pyarrow as pa
 import ray.data
 import torch
@@ -119,12 +118,6 @@ def only_case(batch: dict[str, Any]) -> Row:
     """The single case of a batch."""
     (row,) = pa.table({name: list(column) for name, column in batch.items()}).to_pylist()
     return row
-
-
-def use_threads(count: int) -> None:
-    """As many threads as the worker has CPUs, so that workers on one machine do not slow each other."""
-    torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.get_num_threads()))
 
 
 def report_failures(rows: list[Row], max_failed: float, table: str) -> None:

@@ -27,11 +27,11 @@ from diffseglung_ray.cases import (
     map_cases,
     only_case,
     report_failures,
-    use_threads,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import Case, Loaded, find_cohort, local_copy, read_case, safe_id
 from diffseglung_ray.config import ResourceConfig, WrongArgument
+from diffseglung_ray.processes import use_threads
 from diffseglung_ray.segmentation import (
     CaseSegmenter,
     Configure,

@@ -13,6 +13,7 @@ from diffseglung.patches import seed_of
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 from diffseglung_ray.cluster import Workers
+from diffseglung_ray.processes import import_network
 from diffseglung_ray.workspace import Workspace, cpus_beside_readers
 
 MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published network
@@ -63,6 +64,7 @@ class CellSampler:
 
     def __init__(self, student: Student | ray.ObjectRef, features: FeatureConfig, share: float) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
+        import_network()
         student = ray.get(student) if isinstance(student, ray.ObjectRef) else student
         self.student = student.to(device).eval()
         self.features, self.share = features, share

@@ -26,11 +26,11 @@ from diffseglung_ray.cases import (
     map_cases,
     only_case,
     report_failures,
-    use_threads,
 )
 from diffseglung_ray.cluster import case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
+from diffseglung_ray.processes import use_threads
 from diffseglung_ray.storage import Store
 
 DONE_BEFORE = "done before with the same input and settings"

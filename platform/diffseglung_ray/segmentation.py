@@ -31,11 +31,11 @@ from diffseglung_ray.cases import (
     map_cases,
     only_case,
     report_failures,
-    use_threads,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import Case, Loaded, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
+from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import FetchedModel, ModelNotFound, fetch_model
 
@@ -152,6 +152,7 @@ class CaseSegmenter:
         probabilities: bool,
     ) -> None:
         use_threads(workers.cpus)
+        import_network()
         placed: PlacedModel = ray.get(model)
         self.model = placed.load().to("cuda" if workers.gpus else "cpu")
         self.origin, self.store, self.attempts = placed.origin, store, attempts

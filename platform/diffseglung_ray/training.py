@@ -24,7 +24,7 @@ import torch
 from ray.train.torch import TorchTrainer
 from safetensors.numpy import load_file
 
-from diffseglung.distill import TrainConfig
+from diffseglung.distill import TrainConfig, collapse
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
 from diffseglung.phantom import PhantomConfig, make_phantom
@@ -187,7 +187,7 @@ def distil(
         datasets={} if job.held else {"patches": workspace.read(COLUMNS, seed=job.train.seed)},
         dataset_config=ray.train.DataConfig(execution_options=options),
     )
-    result = follow(trainer.fit, mailbox, run, job.train.steps)
+    result = follow(trainer.fit, mailbox, run, job.train)
     student = Student(job.student)
     assert result.checkpoint, "the last step always leaves a checkpoint"
     assert result.metrics, "and metrics with it"
@@ -210,8 +210,10 @@ def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
     )
 
 
-def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: int) -> ray.train.Result:
-    """Run `fit` in the background while this process logs its reports and draws its progress."""
+def follow(
+    fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, train: TrainConfig
+) -> ray.train.Result:
+    """Run `fit` in the background while this process logs its reports, draws its progress and warns of a collapse."""
     outcome: dict[str, Any] = {}
 
     def work() -> None:
@@ -223,19 +225,23 @@ def follow(fit: Callable[[], ray.train.Result], mailbox: Any, run: Run, steps: i
     # A daemon, so that an interrupted driver ends at once instead of waiting for the cluster.
     thread = threading.Thread(target=work, name="ray-train", daemon=True)
     thread.start()
-    for _ in progress(_steps(thread, mailbox, run), steps, "train", unit="step"):
+    for _ in progress(_steps(thread, mailbox, run, train), train.steps, "train", unit="step"):
         pass
     if "error" in outcome:
         raise in_words(outcome["error"]) from outcome["error"]
     return outcome["result"]
 
 
-def _steps(thread: threading.Thread, mailbox: Any, run: Run) -> Iterator[int]:
+def _steps(thread: threading.Thread, mailbox: Any, run: Run, train: TrainConfig) -> Iterator[int]:
     """Each optimiser step as it becomes known; its report is logged on the way."""
-    done, waiting = 0, []
+    done, waiting, warned = 0, [], ""
     while True:
         alive = thread.is_alive()
-        waiting += ray.get(mailbox.take.remote())
+        new = ray.get(mailbox.take.remote())
+        if not warned and (warned := next(filter(None, (collapse(one, train) for one in new)), "")):
+            logger.warning(warned)
+            run.tag(collapse=warned)
+        waiting += new
         for one in list(waiting):
             while done < one["step"]:
                 done += 1

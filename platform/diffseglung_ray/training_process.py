@@ -25,6 +25,7 @@ from diffseglung.distill import Batch, Distillation, TrainConfig, distill
 from diffseglung.generate import sample
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import Standardiser
+from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.reports import Report
 from diffseglung_ray.workspace import Workspace
 
@@ -55,7 +56,8 @@ class Job:
 def train_process(config: dict[str, Any]) -> None:
     """One training process: its shard of the patches through `distill`, with reports and checkpoints."""
     job: Job = config["job"]
-    torch.set_num_threads(job.threads)
+    use_threads(job.threads)
+    import_network()
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     settings = fit_to(job.train, world)

@@ -47,6 +47,7 @@ from diffseglung.tissue import TissueConfig, anchor_log_likelihood, prior
 from diffseglung_ray.cluster import ray_cluster, refuse_fleeting
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import COLUMNS as CELL_COLUMNS
+from diffseglung_ray.processes import import_network
 from diffseglung_ray.tracking import Run, check_tracking, open_run, start_run
 from diffseglung_ray.training import TrainedModel, nodes_in_cluster, train
 from diffseglung_ray.training_process import COLUMNS as TRAIN_COLUMNS
@@ -214,6 +215,7 @@ def search(
 def trial(settings: Row, study: Study, teach: Arrays, judge: Arrays) -> None:
     """Train a student for a short while in this process, and report what the held-out cases say of it."""
     began = time.perf_counter()
+    import_network()
     config = replace(study.config, train=replace(study.config.train, **settings))
     run = Distillation(config.student, config.train, study.standardiser)
     rungs = {config.train.steps * (i + 1) // RUNGS: i + 1 for i in range(RUNGS)}

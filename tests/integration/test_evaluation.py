@@ -12,6 +12,7 @@ from diffseglung.schemas import SCORES
 
 def test_models_and_baselines_are_scored_on_the_same_cases(cohort: Path, model: Path, tmp_path: Path) -> None:
     words = ("--cohort", cohort, "--model", model, "--out", "out", "--max-failed", "0.5")
+    words += ("--set", "resources.workers=1")
     ended = call_job("evaluate", *words, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
     scores = pq.read_table(tmp_path / "out" / "scores.parquet")

@@ -18,8 +18,8 @@ from diffseglung.model import Model
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
 from diffseglung_ray import fitting, training
-from diffseglung_ray.cluster import train_workers
-from diffseglung_ray.config import RunConfig, WrongArgument, apply_changes, load_config
+from diffseglung_ray.cluster import Workers, train_workers
+from diffseglung_ray.config import RunConfig, WrongArgument, load_config
 from diffseglung_ray.tracking import Run, fetch_model, start_run
 from diffseglung_ray.training import TrainedModel, check_sizes, train
 from diffseglung_ray.training_process import fit_to
@@ -28,7 +28,7 @@ from diffseglung_ray.workspace import fit_standardiser, open_workspace
 # Workers do not find the module of a test by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-SMOKE = load_config("smoke")
+SMOKE = load_config("smoke", None, ["resources.workers=2"])
 
 pytestmark = pytest.mark.timeout(900)  # several trainings, each with processes to start
 
@@ -46,8 +46,17 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fed_by_ray_data() -> Iterator[None]:
+    """As if the patches were too many to be held: what the trainings of other tests do not need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "MEMORY_BYTES", 0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def trained(workspace: str, model: Path) -> TrainedModel:
+    """By two processes, from a model on, on all the CPUs that there are."""
     return train(SMOKE, workspace, init=str(model))
 
 
@@ -101,6 +110,12 @@ def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, model: Path
     assert run.params["train.lr"] == str(SMOKE.train.lr)
 
 
+def test_both_processes_went_on_from_the_model(trained: TrainedModel, model: Path, tmp_path: Path) -> None:
+    assert dict(curve(trained.run_id, "processes")) == dict.fromkeys(range(1, SMOKE.train.steps + 1), 2.0)
+    farthest = SMOKE.train.steps * SMOKE.train.lr  # Adam's first steps are no longer than its rate
+    assert_same_weights(load(trained, tmp_path).student, Model.load(model).student, within=1.1 * farthest)
+
+
 def test_the_curve_has_every_step_once(trained: TrainedModel) -> None:
     assert [step for step, _ in curve(trained.run_id)] == list(range(1, SMOKE.train.steps + 1))
 
@@ -136,22 +151,11 @@ def test_a_killed_worker_changes_nothing(
     assert dict(curve(run.id)) == dict(curve(trained.run_id))
 
 
-def test_two_processes_fed_by_ray_data_go_on_from_a_model_on_all_the_cpus_there_are(
-    trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(training, "MEMORY_BYTES", 0)  # as if the patches were too many to be held
-    barely = apply_changes(SMOKE, {"resources": {"workers": 2}, "train": {"steps": 1, "lr": 1e-9}})
-    start = load(trained, tmp_path / "parent").student
-    student, run = distilled(barely, workspace, "child", init=start)
-    assert curve(run.id, "processes") == [(1, 2.0)]
-    assert_same_weights(student, start, within=1e-6)
-
-
 def test_cells_gathered_by_actors_are_those_gathered_here(
     trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     student, features = load(trained, tmp_path).student, SMOKE.features
-    opened, workers = open_workspace(workspace, SMOKE.method), train_workers(SMOKE.resources)
+    opened, workers = open_workspace(workspace, SMOKE.method), Workers(1, 1, 0.0, None)
     here = fitting.gather_cells(student, features, opened, workers)
     monkeypatch.setattr(fitting, "PATCHES_A_WORKER", opened.patches - 1)
     there = fitting.gather_cells(student, features, opened, workers)

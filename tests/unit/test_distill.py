@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffseglung.distill import Distillation, TrainConfig, distill, info_nce, rare_first
+from diffseglung.distill import Distillation, TrainConfig, collapse, distill, info_nce, rare_first
 from diffseglung.student import StudentConfig
 from diffseglung.teacher import TEACHER, Standardiser
 
@@ -53,6 +53,7 @@ def test_training_ends_after_its_steps_and_reports_each(standardiser):
         "weight",
         "retrieval",
         "effective_rank",
+        "spread",
         "grad_norm",
         "lr",
     } <= set(steps[0][1])
@@ -110,7 +111,31 @@ def test_contrast_is_zero_for_perfect_pairs_and_log_n_for_chance():
     same = torch.ones(8, 8) / 8**0.5
     chance, metrics = info_nce(same, same, ones, keep, temperature=0.05)
     assert float(chance) == pytest.approx(np.log(8), abs=1e-5)
-    assert metrics["effective_rank"] == pytest.approx(1, abs=0.01)  # collapsed
+    assert metrics["effective_rank"] == pytest.approx(1, abs=0.01)
+    assert metrics["spread"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_collapse_is_told_once_the_teacher_has_full_weight():
+    train = TrainConfig(weight=0.5)
+    well = {"step": 400, "weight": 0.5, "effective_rank": 6.0, "spread": 0.8}
+    assert collapse(well, train) == ""
+    assert "effective rank 1.1" in collapse(well | {"effective_rank": 1.1}, train)
+    assert "spread 0.01" in collapse(well | {"spread": 0.01}, train)
+    assert collapse(well | {"effective_rank": 1.1, "weight": 0.2}, train) == ""
+    assert collapse(well | {"effective_rank": 1.1, "weight": 0.0}, replace(train, variant="none")) == ""
+
+
+def test_the_heads_learn_at_a_rate_of_their_own(standardiser):
+    def moved(**rates: float) -> tuple[float, float]:
+        run = start(standardiser, steps=1, warmup=(0, 0), **rates)
+        before = {name: p.clone() for name, p in run.network.state_dict().items()}
+        list(distill(run, batches()))
+        change = {name: float((p - before[name]).abs().max()) for name, p in run.network.state_dict().items()}
+        student = max(value for name, value in change.items() if name.startswith("student."))
+        return student, max(value for name, value in change.items() if not name.startswith("student."))
+
+    assert moved(lr=1e-3) == pytest.approx((1e-3, 1e-3), rel=0.01)
+    assert moved(lr=1e-3, lr_heads=1e-2) == pytest.approx((1e-3, 1e-2), rel=0.01)
 
 
 def test_unknown_positions_take_no_part_in_the_contrast():

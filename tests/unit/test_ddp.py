@@ -1,0 +1,51 @@
+"""Two processes with half of each batch are one process with all of it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_distill import DESCRIPTORS, STUDENT, TRAIN, batches
+
+from diffseglung.distill import Distillation, distill
+from diffseglung.teacher import Standardiser
+
+WORLD = 2
+
+
+def started() -> Distillation:
+    rows = np.random.default_rng(0).normal(size=(200, DESCRIPTORS)).astype(np.float32)
+    return Distillation(STUDENT, TRAIN, Standardiser.fit(rows))
+
+
+def share_of(rank: int) -> Iterator[dict[str, torch.Tensor]]:
+    half = TRAIN.batch // WORLD
+    for batch in batches(TRAIN.batch):
+        yield {name: column[rank * half : (rank + 1) * half] for name, column in batch.items()}
+
+
+def train_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=WORLD)
+    run = started()
+    wrapped = torch.nn.parallel.DistributedDataParallel(run.network)
+    losses = [
+        m["distill_loss"] for _, m in distill(run, share_of(rank), forward=wrapped, rank=rank, world=WORLD)
+    ]
+    torch.save({"losses": losses, **run.network.state_dict()}, f"{folder}/rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_end_where_one_process_ends(tmp_path: Path) -> None:
+    mp.spawn(train_rank, (str(tmp_path),), nprocs=WORLD)
+    alone = started()
+    losses = [m["distill_loss"] for _, m in distill(alone, batches(TRAIN.batch))]
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(WORLD)]
+    for name, weight in alone.network.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        # Sums in another order; Adam's first steps divide by gradients that may be as small as their rounding.
+        torch.testing.assert_close(ranks[0][name], weight, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(ranks[0]["losses"], losses, rtol=1e-4)
+    assert max(losses) > 0
