@@ -32,6 +32,7 @@ from diffseglung_ray.workspace import Workspace
 COLUMNS = ("hu", "lungs", "teacher", "teacher_local")
 MEMORY_BYTES = 512 * 2**20  # of patches that each process holds to draw from, so that a batch mixes patients
 REPORTS_A_RUN = 200
+UPLOADS = ray.train.CheckpointUploadMode
 SAMPLES, SAMPLES_DRAWN = "samples.safetensors", 6  # beside the last state: what the student draws
 
 
@@ -86,8 +87,9 @@ def train_process(config: dict[str, Any]) -> None:
             sent = config["mailbox"].put.remote(mean)
             if due:
                 ray.get(sent)  # no checkpoint without the report that belongs to it
-        if due or someone_leaves(run.device, world):
-            save(run, mean, rank, real=first if last else None)
+        leaves = someone_leaves(run.device, world)
+        if due or leaves:
+            save(run, mean, rank, at_once=last or leaves, real=first if last else None)
 
 
 def someone_leaves(device: torch.device, world: int) -> bool:
@@ -104,21 +106,27 @@ def fit_to(train: TrainConfig, world: int) -> TrainConfig:
     return replace(train, batch=max(1, train.batch // share) * share)
 
 
-def save(run: Distillation, metrics: Report, rank: int, *, real: Batch | None = None) -> None:
+def save(run: Distillation, metrics: Report, rank: int, *, at_once: bool, real: Batch | None = None) -> None:
     """Leave the state as a checkpoint; every process calls this equally often, and rank 0 writes.
 
-    With some patches `real`, what the student draws for their lungs lies beside them.
+    Storage takes it while training goes on, unless `at_once`. With some patches `real`, what the student draws for
+    their lungs lies beside the state.
     """
     if rank != 0:
         ray.train.report(metrics)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save(run.state_dict(), Path(folder) / "state.pt")
-        if real is not None:
-            some = {name: real[name][:SAMPLES_DRAWN].numpy() for name in ("hu", "lungs")}
-            sampled = sample(run.ema.eval(), some["lungs"] > 0, run.config.seed)
-            save_file({"real_hu": some["hu"], "sampled_hu": sampled}, Path(folder) / SAMPLES)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    folder = tempfile.mkdtemp(prefix="diffseglung-")
+    torch.save(run.state_dict(), Path(folder) / "state.pt")
+    if real is not None:
+        some = {name: real[name][:SAMPLES_DRAWN].numpy() for name in ("hu", "lungs")}
+        sampled = sample(run.ema.eval(), some["lungs"] > 0, run.config.seed)
+        save_file({"real_hu": some["hu"], "sampled_hu": sampled}, Path(folder) / SAMPLES)
+    ray.train.report(
+        metrics,
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=UPLOADS.SYNC if at_once else UPLOADS.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
 
 
 def stream(job: Job, train: TrainConfig, rank: int, world: int, step: int) -> Iterator[Batch]:

@@ -37,9 +37,15 @@ def data(tmp_path_factory) -> Path:
         archive = download_archive(folder)
     except NotFetched as error:
         pytest.skip(str(error))
+    names = [f"{case}_{kind}.nrrd" for case in CASES for kind in ("image", "label")]
+    names += [f"baseline/baseline_{kind}.csv" for kind in ("firstorder", "glcm")]
+    (folder / "baseline").mkdir()
     with tarfile.open(archive) as packed:
-        packed.extractall(folder, filter="data")
-    return folder / f"{PACKAGE.replace('-', '_')}-{VERSION}" / "data"
+        for name in names:
+            file = packed.extractfile(f"{PACKAGE.replace('-', '_')}-{VERSION}/data/{name}")
+            assert file, name
+            (folder / name).write_bytes(file.read())
+    return folder
 
 
 def table(data: Path, kind: str) -> dict[str, dict[str, str]]:
