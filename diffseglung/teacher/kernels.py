@@ -51,7 +51,7 @@ def fma4(a, x, b, y, c, z, d, w):
 
 @jit
 def copy_row(values, out):
-    """out[:] = values, without the checks of shapes, whose messages take numba ten seconds to compile."""
+    """out[:] = values, without the checks of shapes, whose messages take numba seconds to compile."""
     for i in range(out.size):
         out[i] = values[i]
 

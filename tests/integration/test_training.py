@@ -29,7 +29,8 @@ from diffseglung_ray.workspace import fit_standardiser, open_workspace
 # Workers do not find the module of a test by its name.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-SMOKE = load_config("smoke", None, ["resources.workers=2"])
+# Another seed than that of the model it starts from, whose weights chance would otherwise draw again.
+SMOKE = load_config("smoke", None, ["resources.workers=2", "train.seed=1"])
 
 pytestmark = pytest.mark.timeout(900)  # several trainings, each with processes to start
 
