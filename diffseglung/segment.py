@@ -9,6 +9,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.anatomy.morphology import distance_mm
 from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
@@ -42,13 +43,14 @@ class Stopwatch:
 class Observation:
     """All that is known of a scan before anything is decided: what every mode of the mixture shares.
 
-    `cavities` is bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
+    `cavities` and `hilar` are bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
     """
 
     volume: Volume
     anatomy: Anatomy
     scan: Scan
     cavities: np.ndarray
+    hilar: np.ndarray
     cells: Cells
     features: np.ndarray
     watch: Stopwatch
@@ -89,13 +91,14 @@ def observe(
     with watch("anatomy"):
         anatomy = find_anatomy(volume, config.anatomy, lungs)
         scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
+        hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
     with watch("cavities"):
         cavities = enclosed_air(volume, anatomy, config)
     with watch("cells"):
         cells = describe_cells(scan, config.patches, config.teacher)
     with watch("features"):
         features = extract(model.student, scan, config.patches, config.features, progress)
-    return Observation(volume, anatomy, scan, cavities, cells, features, watch)
+    return Observation(volume, anatomy, scan, cavities, hilar, cells, features, watch)
 
 
 def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmentation:
@@ -109,7 +112,7 @@ def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmenta
         centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
         anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
         anchored = sobel_diffusion(anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
-        posteriors = with_cavities(anchored, seen)
+        posteriors = with_the_certain(anchored, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)
     inside = posteriors[:, scan.lungs]
@@ -166,12 +169,22 @@ def enclosed_air(volume: Volume, anatomy: Anatomy, config: Config) -> np.ndarray
     return cavities
 
 
-def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
-    """A cavity is no cluster but air that dense tissue encloses: where one is found, it is certain."""
-    if seen.cavities.any():
-        cavity = resample_labels(seen.cavities, seen.volume.grid, seen.scan.grid) > 0
-        posteriors[:, cavity] = 0
-        posteriors[Tissue.CAVITY - 1, cavity] = 1
+def hilar_vessels(volume: Volume, anatomy: Anatomy, scan: Scan, hilum_mm: float) -> np.ndarray:
+    """Arteries, veins and bronchial walls near the large airways, on the volume's own grid: bool (z, y, x).
+
+    Further out a honeycomb's walls may pass for vessels; here hardly anything but vessels looks like one.
+    """
+    near = distance_mm(scan.airways, scan.grid.spacing_mm) < hilum_mm
+    return anatomy.vessels & (resample_labels(near, scan.grid, volume.grid) > 0)
+
+
+def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
+    """What is known needs no cluster: hilar vessels are no disease, air that dense tissue encloses is a cavity."""
+    for mask, tissue in ((seen.hilar, Tissue.HEALTHY), (seen.cavities, Tissue.CAVITY)):
+        if mask.any():
+            known = resample_labels(mask, seen.volume.grid, seen.scan.grid) > 0
+            posteriors[:, known] = 0
+            posteriors[tissue - 1, known] = 1
     return posteriors
 
 
@@ -190,5 +203,6 @@ def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
         better = lungs & (fine > best)
         labels[better] = tissue
         best[better] = fine[better]
+    labels[seen.hilar] = Tissue.HEALTHY
     labels[seen.cavities] = Tissue.CAVITY
     return labels

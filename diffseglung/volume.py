@@ -19,10 +19,9 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 from diffseglung.dicom import is_dicom, read_stack
-from diffseglung.gate import FILLER_HU, UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
+from diffseglung.gate import UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
 from diffseglung.grid import (
     Flips,
     Grid,
@@ -33,6 +32,7 @@ from diffseglung.grid import (
     reorder,
     resample_labels,
     resample_map,
+    respace,
     respaced_grid,
     restore,
 )
@@ -275,13 +275,7 @@ def resample(volume: Volume, spacing_mm: tuple[float, float, float]) -> Volume:
     The smoothing turns the point spread of the old voxel into that of the new (Cardoso et al., MICCAI 2015).
     """
     target = respaced_grid(volume.grid, spacing_mm)
-    # To whole micrometres: a spacing that agrees to that is the same, and should be left untouched.
-    old_mm, new_mm = np.round(volume.spacing_mm, 3), np.round(spacing_mm, 3)
-    smooth_mm = np.sqrt(np.maximum(0.0, new_mm**2 - old_mm**2)) / (2 * np.sqrt(2 * np.log(2)))
-    hu = volume.hu.astype(np.float32)
-    if smooth_mm.any():
-        hu = ndimage.gaussian_filter(hu, smooth_mm / volume.spacing_mm, mode="nearest", truncate=3.0)
-    hu = resample_map(hu, volume.grid, target, fill=FILLER_HU)
+    hu = respace(volume.hu, volume.grid, target)
     return Volume(np.rint(hu).astype(np.int16), target.affine, volume.source)
 
 

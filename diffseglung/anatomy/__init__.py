@@ -16,12 +16,13 @@ from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_a
 from diffseglung.anatomy.morphology import bounding_box, dilate
 from diffseglung.anatomy.vessels import find_vessels
 from diffseglung.frozen import frozen
-from diffseglung.grid import Grid, crop_grid, resample_map
+from diffseglung.grid import Grid, respace
 from diffseglung.labels import Structure
 from diffseglung.volume import Volume, resample
 
 Watch = Callable[[str], AbstractContextManager[None]]
 SLAB_SLICES = 48
+TOUCHED = 0.02  # share of a vessel in a voxel
 
 
 def _unwatched(_: str) -> AbstractContextManager[None]:
@@ -121,11 +122,14 @@ def find_anatomy(
     with watch("vessels"):
         box = bounding_box((side > 0) | airways, 10.0, spacing_mm)
         bronchi, vessels = np.zeros(side.shape, bool), np.zeros(side.shape, bool)
+        rim_hu = np.zeros(side.shape, np.float32)
         bronchi[box] = add_small_bronchi(hu[box], airways[box], spacing_mm)
         inside = (side[box] > 0) & ~bronchi[box]
-        vessels[box] = find_vessels(hu[box], inside, airways[box], spacing_mm, hilum_mm=config.hilum_mm)
+        vessels[box], rim_hu[box] = find_vessels(
+            hu[box], inside, airways[box], spacing_mm, hilum_mm=config.hilum_mm
+        )
     with watch("full grid"):
-        return _on_grid(side, bronchi, vessels, lungs, work.grid, volume.grid, notes)
+        return _on_grid(volume, side, bronchi, vessels, rim_hu, lungs, work.grid, notes)
 
 
 def _find_sides(
@@ -165,30 +169,37 @@ def _given_sides(lungs: np.ndarray, volume: Volume, work: Volume) -> np.ndarray:
         raise ValueError(f"the lung mask has shape {lungs.shape} (z, y, x), the scan {volume.shape}")
     if not lungs.any():
         raise NoLungs("the given lung mask is empty")
-    share = resample_map((lungs > 0).astype(np.float32), volume.grid, work.grid)
+    share = respace(lungs > 0, volume.grid, work.grid)
     return split_sides(share >= min(0.5, share.max()), work.spacing_mm)
 
 
 def _on_grid(
+    volume: Volume,
     side: np.ndarray,
     airways: np.ndarray,
     vessels: np.ndarray,
+    rim_hu: np.ndarray,
     lungs: np.ndarray | None,
     source: Grid,
-    target: Grid,
     notes: tuple[str, ...],
 ) -> Anatomy:
-    """The working grid's answer on the volume's grid: shares of a voxel interpolated, and cut at one half."""
+    """The working grid's answer on the volume's grid: shares of a voxel interpolated, and cut at one half.
+
+    A voxel that a vessel only touches is the vessel's too where it is denser than `rim_hu`.
+    """
+    target = volume.grid
     labels, fine_side = np.zeros(target.shape, np.uint8), np.zeros(target.shape, np.uint8)
     for slab in _slabs((side > 0) | airways, source, target, whole=lungs is not None):
-        part = crop_grid(target, slab)
-        right, left = (_share(side == number, source, part) for number in (1, 2))
-        airway = _share(airways, source, part) > 0.5
-        inside = (right + left > 0.5) & ~airway if lungs is None else lungs[slab] > 0
+        right, left, airway, vessel, rim = (
+            respace(map_, source, target, slab) for map_ in (side == 1, side == 2, airways, vessels, rim_hu)
+        )
+        inside = (right + left > 0.5) & (airway <= 0.5) if lungs is None else lungs[slab] > 0
         fine_side[slab] = np.where(right >= left, np.uint8(1), np.uint8(2)) * inside
         labels[slab] = fine_side[slab]
-        labels[slab][airway & ~inside] = Structure.AIRWAY
-        labels[slab][inside & (_share(vessels, source, part) > 0.5)] = Structure.VESSEL
+        labels[slab][(airway > 0.5) & ~inside] = Structure.AIRWAY
+        labels[slab][inside & ((vessel > 0.5) | ((vessel > TOUCHED) & (volume.hu[slab] > rim)))] = (
+            Structure.VESSEL
+        )
     return Anatomy(labels=labels, side=fine_side, voxel_ml=target.voxel_ml, notes=notes)
 
 
@@ -206,8 +217,3 @@ def _slabs(
     (z0, z1), y, x = box
     for z in range(z0, z1, SLAB_SLICES):
         yield slice(z, min(z + SLAB_SLICES, z1)), slice(*y), slice(*x)
-
-
-def _share(mask: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
-    """How much of each voxel of the target the mask covers, by linear interpolation (float32)."""
-    return resample_map(mask.astype(np.float32), source, target)

@@ -8,22 +8,33 @@ from diffseglung.anatomy.morphology import Spacing, components, dilate, distance
 SCALES_MM = (1.5, 2.5, 4.0)
 SURE_HU, LIKELY_HU = 40.0, 20.0  # tubeness: a vessel has some of the first and ends with the second
 MIN_VESSEL_ML = 0.1
-CROWDED_HU = (
-    160.0  # above the lung's mode, over 15 mm: ground glass or a honeycomb, whose walls are tubes too
+# Above the lung's mode, over 15 mm: ground glass or a honeycomb, whose walls are tubes too; where no rim is sought.
+CROWDED_HU, CALM_HU = 100.0, 65.0
+WALL_HU = (
+    350.0  # above the mode: what is denser does not count there, or a thick vessel would pass for a crowd
 )
-RIM_HU = -700.0  # the voxels beside a vessel that hold some of it
+SOLID_HU, BRANCHING_MM = -500.0, 6.0
+RIM_HU, RIM_CONTRAST_HU = -700.0, 60.0  # the voxels beside a vessel that hold some of it
 
 
 def find_vessels(
-    hu: np.ndarray, lungs: np.ndarray, airways: np.ndarray, spacing_mm: Spacing, *, hilum_mm: float
-) -> np.ndarray:
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    airways: np.ndarray,
+    spacing_mm: Spacing,
+    *,
+    hilum_mm: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Vessels inside the lungs, and the walls of the bronchi, which look the same on a slice (bool).
 
-    What is thicker than a vessel is none, however tube-like its edge: 11 mm for ground glass and denser,
-    18 mm within `hilum_mm` of the large airways, where the pulmonary arteries are.
+    What is thicker than a vessel is none, however tube-like its edge: 11 mm for ground glass and denser, 18 mm
+    within `hilum_mm` of the large airways, where the pulmonary arteries are.
+
+    With them comes the density (float32, HU) above which a voxel that a vessel only touches holds some of it.
     """
+    nothing = np.zeros(lungs.shape, bool), np.zeros(lungs.shape, np.float32)
     if not lungs.any():
-        return np.zeros(lungs.shape, bool)
+        return nothing
     mode_hu = lung_mode_hu(hu, lungs)
     # The chest wall would outshine every vessel that runs along it.
     flat = np.where(lungs, np.clip(hu, -1000, 100), mode_hu).astype(np.float32)
@@ -36,15 +47,19 @@ def find_vessels(
     parts, sizes = components(tubes > LIKELY_HU, connectivity=26)
     sure = np.unique(parts[tubes > SURE_HU])
     vessels = np.isin(parts, sure[sizes[sure] * float(np.prod(spacing_mm)) / 1000 >= MIN_VESSEL_ML])
+    around_hu = neighbourhood_hu(hu, lungs, spacing_mm, below_hu=mode_hu + WALL_HU)
     from_airway_mm = distance_mm(airways, spacing_mm)
-    vessels |= bright & (from_airway_mm <= 4.0)
     hilar = from_airway_mm < hilum_mm
-    thick = dilate(erode(lungs & (hu > -650), 5.5, spacing_mm) & ~hilar, 8.0, spacing_mm)
+    calm = hilar | (around_hu <= mode_hu + CALM_HU)
+    vessels |= bright & (from_airway_mm <= 4.0)
+    # Where a vessel branches it looks like a ball, and where the lung's border cuts it like half of one.
+    vessels |= calm & lungs & (hu > SOLID_HU) & dilate(vessels, BRANCHING_MM, spacing_mm)
+    thick = dilate(erode(lungs & (hu > -650), 5.5, spacing_mm) & ~hilar, 8.0, spacing_mm) & ~hilar
     thick |= dilate(erode(lungs & (hu > -450), 9.0, spacing_mm), 11.0, spacing_mm)
-    crowded = neighbourhood_hu(hu, lungs, spacing_mm) > mode_hu + CROWDED_HU
-    vessels &= hilar | ~crowded
+    vessels &= hilar | (around_hu <= mode_hu + CROWDED_HU)
     rim = bright & (hu > RIM_HU) & dilate(vessels, 2.0, spacing_mm)
-    return (vessels | rim) & ~(thick & (hu > -650))
+    rim_hu = np.where(calm, np.maximum(RIM_HU, around_hu + RIM_CONTRAST_HU), np.float32(1000))
+    return (vessels | rim) & ~(thick & (hu > -650)), rim_hu.astype(np.float32)
 
 
 def lung_mode_hu(hu: np.ndarray, lungs: np.ndarray) -> float:
@@ -54,13 +69,13 @@ def lung_mode_hu(hu: np.ndarray, lungs: np.ndarray) -> float:
 
 
 def neighbourhood_hu(
-    hu: np.ndarray, lungs: np.ndarray, spacing_mm: Spacing, *, scale_mm: float = 6.0
+    hu: np.ndarray, lungs: np.ndarray, spacing_mm: Spacing, *, below_hu: float, scale_mm: float = 6.0
 ) -> np.ndarray:
-    """The mean density of the lung around each voxel, without the lung's outermost voxels (float32)."""
-    inner = ndimage.binary_erosion(lungs).astype(np.float32)
+    """The mean density (float32) of what is below `below_hu` around each voxel, without the lung's outermost voxels."""
+    counted = (ndimage.binary_erosion(lungs) & (hu < below_hu)).astype(np.float32)
     sigma = scale_mm / np.asarray(spacing_mm)
-    weight = ndimage.gaussian_filter(inner, sigma, truncate=2.5)
-    return ndimage.gaussian_filter(hu * inner, sigma, truncate=2.5) / np.maximum(weight, 1e-3)
+    weight = ndimage.gaussian_filter(counted, sigma, truncate=2.5)
+    return ndimage.gaussian_filter(hu * counted, sigma, truncate=2.5) / np.maximum(weight, 1e-3)
 
 
 def hessian_at(smooth: np.ndarray, points: tuple[np.ndarray, ...], spacing_mm: Spacing) -> np.ndarray:

@@ -24,7 +24,8 @@ CONTACT_MM = (
 FRONT_DEG, BACK_DEG = {1: 60, 2: 35}, {1: 140, 2: 125}
 NOTCH_DEG = 75  # the lung's lower border may be lifted by disease over this much of the wall, no more
 OFTEN = 0.35
-MIN_BODY_ML = 2.0
+# One body may lie in pieces; a lobule of liver that the diaphragm's dome lifts to the ribs has 3 ml.
+PIECE_ML, APART_MM, MIN_BODY_ML = 2.0, 10.0, 5.0
 FLUID_BELOW_MUSCLE_HU, HOLLOW_HU, HOLLOW_SHARE = 22.0, -150.0, 0.004
 
 
@@ -44,7 +45,7 @@ class Rays:
 def dense_at_ribs(
     lungs: np.ndarray, number: int, hu: np.ndarray, keep_out: np.ndarray, spacing_mm: Spacing
 ) -> np.ndarray:
-    """Bodies of consolidated lung between the lung `number` (1 right, 2 left) and its ribs, of 2 ml or more (bool).
+    """Bodies of consolidated lung between the lung `number` (1 right, 2 left) and its ribs, of 5 ml or more (bool).
 
     `lungs` (uint8) holds the air of both, closed over vessels; `keep_out` what is surely something else.
     """
@@ -63,9 +64,16 @@ def dense_at_ribs(
     body = (radius >= start[z, angle]) & (radius <= stop[z, angle]) & (lungs == 0) & ~bone & ~keep_out
     body &= dilate(opening(body, 4.0, spacing_mm), 6.0, spacing_mm)
     parts, sizes = components(body)
-    least = MIN_BODY_ML * 1000 / float(np.prod(spacing_mm))
-    kept = [n for n in np.flatnonzero(sizes >= least) if not _is_fluid(parts == n, hu, lungs, spacing_mm)]
-    return np.isin(parts, kept)
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    kept = [
+        n
+        for n in np.flatnonzero(sizes * voxel_ml >= PIECE_ML)
+        if not _is_fluid(parts == n, hu, lungs, spacing_mm)
+    ]
+    body = np.isin(parts, kept)
+    together, _ = components(dilate(body, APART_MM / 2, spacing_mm))
+    ml = np.bincount(together[body], minlength=1) * voxel_ml
+    return body & np.isin(together, np.flatnonzero(ml >= MIN_BODY_ML))
 
 
 def _middle(lung: np.ndarray, spacing_mm: Spacing) -> np.ndarray | None:

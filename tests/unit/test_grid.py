@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_scans import chest_hu, diagonal
+from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from diffseglung.grid import (
@@ -15,6 +16,7 @@ from diffseglung.grid import (
     reorder,
     resample_labels,
     resample_map,
+    respace,
     respaced_grid,
     restore,
 )
@@ -109,6 +111,29 @@ def test_resampling_to_the_same_grid_changes_nothing():
     grid = Grid(hu.shape, turned)
     assert np.array_equal(resample_map(hu, grid, grid), hu)
     assert np.array_equal(resample_labels(hu > 0, grid, grid), hu > 0)
+
+
+@pytest.mark.parametrize("target_mm", [(2.0, 2.0, 2.0), (2.0, 1.1, 2.0), (0.7, 1.5, 3.0)])
+def test_respacing_is_a_gaussian_and_a_linear_reading(target_mm):
+    hu = chest_hu()
+    source = Grid(hu.shape, diagonal(1.5, 1.1, 0.9))
+    target = respaced_grid(source, target_mm)
+    full_width_mm = np.sqrt(np.maximum(0, np.square(target_mm) - np.square(source.spacing_mm)))
+    sigma = full_width_mm / (2 * np.sqrt(2 * np.log(2))) / source.spacing_mm
+    smooth = ndimage.gaussian_filter(hu.astype(np.float32), sigma, mode="nearest", truncate=3.0)
+    found = respace(hu, source, target)
+    assert found.dtype == np.float32
+    assert np.abs(found - resample_map(smooth, source, target)).max() < 0.02
+    box = (slice(1, 4), slice(2, 9), slice(0, 5))
+    assert np.allclose(respace(hu, source, target, box), found[box], atol=1e-3)
+
+
+def test_respacing_to_the_same_spacing_changes_nothing():
+    hu = chest_hu()
+    grid = Grid(hu.shape, diagonal(1.5, 1.1, 0.9))
+    assert np.array_equal(respace(hu, grid, grid), hu)
+    one = Grid((1, 6, 6), diagonal(1.5, 1.1, 0.9))
+    assert np.array_equal(respace(np.ones((1, 6, 6)), one, one), np.ones((1, 6, 6)))
 
 
 def test_labels_survive_a_finer_grid_and_back():

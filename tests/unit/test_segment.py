@@ -46,6 +46,16 @@ def test_a_given_lung_mask_is_used_as_it_is(volume, model, segmentation):
     assert np.array_equal(result.anatomy.lungs, right)
 
 
+def test_a_hilar_vessel_is_no_disease_whatever_its_cell_looks_like(observation, model):
+    assert observation.hilar.any()
+    assert not (observation.hilar & ~observation.anatomy.vessels).any()
+    sick = observation.anatomy.lungs & ~observation.hilar
+    for mode in MODES:
+        labels = decide(observation, model, mode).labels
+        assert set(np.unique(labels[observation.hilar])) <= {Tissue.HEALTHY, Tissue.CAVITY}
+    assert (labels[sick] > Tissue.HEALTHY).any()
+
+
 def test_the_pleura_does_not_fade(observation):
     coarse = np.zeros((*observation.cells.inside.shape, len(TISSUES)), np.float32)
     coarse[observation.cells.inside, 0] = 1

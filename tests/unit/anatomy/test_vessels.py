@@ -31,10 +31,36 @@ def test_a_vessel_is_found_beside_a_consolidation_that_is_none():
     hu = lung_with(vessel | consolidation)
     lungs = np.zeros(hu.shape, bool)
     lungs[1:-1, 1:-1, 1:-1] = True
-    found = find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)
+    found, _ = find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)
     middle = slice(6, -6)
     assert found[middle][vessel[middle]].all()
     assert not found[consolidation].any()
+
+
+def vessels_in(hu: np.ndarray) -> np.ndarray:
+    lungs = np.zeros(hu.shape, bool)
+    lungs[1:-1, 1:-1, 1:-1] = True
+    return find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)[0]
+
+
+def test_a_vessel_is_whole_where_it_branches():
+    trunk = (Y**2 + X**2 <= 3.5**2) & (Z <= 0)
+    branches = ((Y - 0.8 * Z) ** 2 + X**2 <= 3.0**2) | ((Y + 0.8 * Z) ** 2 + X**2 <= 3.0**2)
+    fork = trunk | (branches & (Z >= 0))
+    found = vessels_in(lung_with(fork))
+    middle = slice(4, -4)
+    assert found[middle][fork[middle]].mean() > 0.99
+
+
+def test_ground_glass_behind_a_vessel_stays_ground_glass():
+    vessel = (Y + 10) ** 2 + X**2 <= 3.0**2
+    hu = lung_with(vessel)
+    glass = (Z > 0) & ~vessel
+    hu[glass] = -600
+    found = vessels_in(hu)
+    clear = slice(4, 17)
+    assert found[clear][vessel[clear]].mean() > 0.95
+    assert found[glass].mean() < 0.02
 
 
 def test_the_mode_is_the_healthy_lungs_density_although_a_third_is_diseased():
