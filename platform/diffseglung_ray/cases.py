@@ -110,6 +110,7 @@ def map_cases(
         num_cpus=workers.cpus,
         num_gpus=workers.gpus or None,
         memory=workers.memory_bytes,
+        label_selector=workers.label_selector,
     )
     yield from progress(rows.iter_rows(), len(cases), label)
 

@@ -7,9 +7,10 @@ import os
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -26,12 +27,21 @@ NO_PROGRESS_TIMEOUT_S = 6 * 3600.0
 
 @dataclass(frozen=True)
 class Workers:
-    """How many workers, and what each gets; `memory_bytes` None where nothing is reserved."""
+    """How many workers, and what each gets; `memory_bytes` None where nothing is reserved.
+
+    They run on nodes that carry the labels `nodes`, and on any where it is empty.
+    """
 
     count: int
     cpus: int
     gpus: float
     memory_bytes: int | None
+    nodes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def label_selector(self) -> dict[str, str] | None:
+        """The labels as Ray asks for them."""
+        return dict(self.nodes) or None
 
 
 @contextmanager
@@ -109,8 +119,8 @@ def _quieten() -> None:
 
 
 def case_workers(resources: ResourceConfig) -> Workers:
-    """Workers that take one case at a time: as many as asked for, at most as many as the cluster can hold."""
-    available = ray.cluster_resources()
+    """Workers that take one case at a time: as many as asked for, or as many as the nodes that are up can hold."""
+    available = _available(resources)
     gpus = _gpus_per_worker(resources, available)
     room = int(available.get("CPU", 1) // resources.cpus_per_worker)
     if gpus:
@@ -121,21 +131,42 @@ def case_workers(resources: ResourceConfig) -> Workers:
             "set resources.cpus_per_worker and resources.gpus_per_worker to what there is"
         )
     memory = int(resources.memory_gb_per_worker * 2**30) or None
-    return Workers(resources.workers or room, resources.cpus_per_worker, gpus, memory)
+    return Workers(resources.workers or room, resources.cpus_per_worker, gpus, memory, resources.nodes)
 
 
 def train_workers(resources: ResourceConfig) -> Workers:
     """Training processes: as many as asked for; otherwise one for each GPU, or one with all CPUs of a node."""
-    available = ray.cluster_resources()
+    available = _available(resources)
     gpus = _gpus_per_worker(resources, available)
     count = resources.workers or (max(1, int(available.get("GPU", 0) // gpus)) if gpus else 1)
     alone = not resources.workers and not gpus
-    cpus = max(resources.cpus_per_worker, _cpus_of_largest_node()) if alone else resources.cpus_per_worker
-    return Workers(count, cpus, gpus, None)
+    cpus = max(resources.cpus_per_worker, _most_cpus(resources)) if alone else resources.cpus_per_worker
+    return Workers(count, cpus, gpus, None, resources.nodes)
 
 
-def _cpus_of_largest_node() -> int:
-    return max((int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["Alive"]), default=1)
+def _available(resources: ResourceConfig) -> dict[str, float]:
+    """What the nodes that are up and may be worked on hold together. Errors: WrongArgument where there are none.
+
+    An autoscaler starts nodes for workers that are asked for, and cannot be asked how many it could start.
+    """
+    nodes = _nodes(resources)
+    if not nodes and not resources.workers:
+        labels = ", ".join(f"{key}={value}" for key, value in resources.nodes.items())
+        raise WrongArgument(
+            f"no node with the label {labels} is up: say how many workers shall run, resources.workers=N, so that an "
+            "autoscaling cluster starts nodes for them"
+        )
+    return dict(sum((Counter(node) for node in nodes), Counter()))
+
+
+def _most_cpus(resources: ResourceConfig) -> int:
+    return max((int(node.get("CPU", 1)) for node in _nodes(resources)), default=1)
+
+
+def _nodes(resources: ResourceConfig) -> list[dict[str, float]]:
+    """The resources of each node that is up and carries the labels."""
+    wanted = resources.nodes.items()
+    return [node["Resources"] for node in ray.nodes() if node["Alive"] and wanted <= node["Labels"].items()]
 
 
 def _gpus_per_worker(resources: ResourceConfig, available: dict[str, float]) -> float:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffseglung.config import RECIPES, Config, digest, recipe
 from diffseglung.frozen import frozen
+
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?"
 
 
 class UserError(ValueError):
@@ -39,6 +42,9 @@ class ResourceConfig:
     cpus_per_worker: int = 1
     gpus_per_worker: float | None = None  # None: one where the cluster has GPUs, otherwise none
     memory_gb_per_worker: float = 0.0  # reserved for each case, so that large CTs are not packed too densely
+    nodes: dict[str, str] = field(
+        default_factory=dict
+    )  # labels of the nodes to work on, e.g. {pool: gpu}; none: any
     local_cpus: int = 0  # of the Ray that a job starts for itself; 0: all of the machine
     object_store_mb: int = 0  # of the Ray that a job starts for itself; 0: as Ray chooses
 
@@ -50,6 +56,11 @@ class ResourceConfig:
             raise ValueError(f"min_workers {self.min_workers} is more than workers {self.workers}")
         if self.cpus_per_worker < 1:
             raise ValueError(f"a worker needs at least one CPU, not cpus_per_worker={self.cpus_per_worker}")
+        for text in (*self.nodes, *self.nodes.values()):
+            if not re.fullmatch(LABEL, text):
+                raise ValueError(
+                    f"resources.nodes {text!r} is no label: letters and digits, inside also . _ - and /"
+                )
 
 
 @frozen

@@ -53,6 +53,7 @@ def _gather(
         compute=ActorPoolStrategy(size=min(workers.count, -(-workspace.patches // PATCHES_A_WORKER))),
         num_cpus=cpus_beside_readers(workers),
         num_gpus=workers.gpus,
+        label_selector=workers.label_selector,
     )
     # Always the same batches: a convolution's last bits depend on how many patches it is given at once.
     sampled.context.execution_options.preserve_order = True

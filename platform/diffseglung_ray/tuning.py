@@ -20,7 +20,6 @@ import numpy as np
 import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
@@ -44,7 +43,7 @@ from diffseglung.schemas import named
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import TissueConfig, anchor_log_likelihood, prior
-from diffseglung_ray.cluster import ray_cluster, refuse_fleeting
+from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.fitting import COLUMNS as CELL_COLUMNS
 from diffseglung_ray.processes import import_network
@@ -183,18 +182,17 @@ def search(
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a box even at verbose=0
     own = {"temperature": config.train.temperature, "weight": config.train.weight}
     space = {"temperature": ray_tune.loguniform(0.03, 0.3), "weight": ray_tune.uniform(0.1, 1.0)}
-    cpus = config.resources.cpus_per_worker
-    at_once = max(1, int(ray.cluster_resources().get("CPU", 1) // cpus))
+    workers = case_workers(config.resources)
     diary = Diary(study.config, config, run, trials)
     trainable = ray_tune.with_parameters(trial, study=study, teach=teach, judge=judge)
     tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trainable, {"CPU": cpus, "GPU": config.resources.gpus_per_worker or 0}),
+        ray_tune.with_resources(trainable, trial_resources(workers)),
         param_space=space,
         tune_config=ray_tune.TuneConfig(
             metric="score",
             mode="max",
             num_samples=trials,
-            max_concurrent_trials=min(trials, at_once),
+            max_concurrent_trials=min(trials, workers.count),
             search_alg=OptunaSearch(points_to_evaluate=[own], seed=config.train.seed),
             scheduler=ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2),
         ),
@@ -210,6 +208,12 @@ def search(
         reasons = "; ".join(str(error).strip().splitlines()[-1] for error in results.errors)
         raise UserError(f"no trial came to an end: {reasons}")
     return diary.rows
+
+
+def trial_resources(workers: Workers) -> ray_tune.PlacementGroupFactory:
+    """What a trial gets: a worker's share, on the nodes that workers may run on."""
+    labels = {"bundle_label_selector": [workers.label_selector]} if workers.nodes else {}
+    return ray_tune.PlacementGroupFactory([{"CPU": workers.cpus, "GPU": workers.gpus}], **labels)
 
 
 def trial(settings: Row, study: Study, teach: Arrays, judge: Arrays) -> None:

@@ -60,6 +60,7 @@ def test_where_it_runs_does_not_change_the_digest_but_what_it_does_does() -> Non
         ("train.lr=fast", "train.lr: Input should be a valid number"),
         ("train.variant=sideways", "train.variant 'sideways' is none of"),
         ("resources.cpus_per_worker=0", "at least one CPU"),
+        ("resources.nodes={pool: '!gpu'}", "resources.nodes '!gpu' is no label"),
         ("train.lr=[", "cannot be read as a value"),
     ],
 )
@@ -82,6 +83,14 @@ def test_a_wrong_recipe_or_file_is_refused_in_words(tmp_path: Path) -> None:
     broken.write_text("- train")
     with pytest.raises(WrongArgument, match="must hold sections"):
         load_config("smoke", broken)
+
+
+def test_labels_of_nodes_are_set_one_by_one_or_together_and_change_no_result() -> None:
+    one = load_config("smoke", None, ["resources.nodes.pool=gpu"])
+    both = load_config("smoke", None, ["resources.nodes={pool: gpu, zone: b}"])
+    assert one.resources.nodes == {"pool": "gpu"}
+    assert both.resources.nodes == {"pool": "gpu", "zone": "b"}
+    assert one.sha256 == both.sha256 == load_config("smoke").sha256
 
 
 def arguments(*words: str, of_model: bool = False) -> Namespace:
