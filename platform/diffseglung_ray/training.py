@@ -207,7 +207,7 @@ def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
             "CPU": cpus_beside_readers(workers),
             **({"GPU": workers.gpus} if workers.gpus else {}),
         },
-        label_selector=workers.label_selector,
+        label_selector=workers.label_selector,  # type: ignore[call-arg]
     )
 
 

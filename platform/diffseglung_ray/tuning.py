@@ -213,7 +213,7 @@ def search(
 def trial_resources(workers: Workers) -> ray_tune.PlacementGroupFactory:
     """What a trial gets: a worker's share, on the nodes that workers may run on."""
     labels = {"bundle_label_selector": [workers.label_selector]} if workers.nodes else {}
-    return ray_tune.PlacementGroupFactory([{"CPU": workers.cpus, "GPU": workers.gpus}], **labels)
+    return ray_tune.PlacementGroupFactory([{"CPU": workers.cpus, "GPU": workers.gpus}], **labels)  # type: ignore[arg-type]
 
 
 def trial(settings: Row, study: Study, teach: Arrays, judge: Arrays) -> None:
