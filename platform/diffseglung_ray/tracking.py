@@ -383,7 +383,12 @@ def _resolve(address: str) -> tuple[str, str | None]:
         )
     name, alias, version = model.groups()
     client = _mlflow().MlflowClient()
-    known = {m.name: m for m in client.search_registered_models()}
+    try:
+        known = {m.name: m for m in client.search_registered_models()}
+    except Exception as error:
+        raise ModelNotFound(
+            f"{address}: no MLflow answers at {tracking_uri()} ({_first_line(error)}); a model's folder does without"
+        ) from error
     if name not in known:
         there = ", ".join(sorted(known)) or "none yet; jobs/train.py makes one"
         raise ModelNotFound(f"no model {name!r} in the registry at {tracking_uri()}; there are: {there}")

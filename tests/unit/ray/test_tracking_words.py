@@ -52,6 +52,10 @@ def test_a_folder_of_runs_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_server_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(
+        ModelNotFound, match=r"no MLflow answers at http://127\.0\.0\.1:9.*a model's folder does"
+    ):
+        fetch_model("models:/diffseglung@champion")
     with pytest.raises(UserError, match=r"no MLflow at http://127\.0\.0\.1:9"):
         check_tracking(nodes=1)
 
