@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -25,74 +26,55 @@ HERE = {"cpu": {"CPU": 2, "memory": 2**33}, "gpu": {"memory": 2**33}}
 IDLE_S = 6
 
 
-def local_kinds() -> dict[str, Any]:
-    """Labels and resources of the nodes in cluster.yaml; two of a kind at most."""
-    kinds = yaml.safe_load((ROOT / "cluster.yaml").read_text())["available_node_types"]
-    head = kinds.pop("head") | {"node_config": {}, "max_workers": 0}
-    local: dict[str, Any] = {FAKE_HEAD_NODE_TYPE: head}
-    for name, kind in kinds.items():
-        resources = {key: min(count, HERE[name].get(key, count)) for key, count in kind["resources"].items()}
-        small = {"object_store_memory": 100 * 2**20}
-        local[name] = kind | {"resources": resources | small, "max_workers": 2}
-    return local
+def here(gcs: int) -> dict[str, Any]:
+    """cluster.yaml with nodes that are processes on this machine: two of a kind at most, nothing to install."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    kinds = config["available_node_types"]
+    kinds[FAKE_HEAD_NODE_TYPE] = kinds.pop(config["head_node_type"])
+    for name, most in HERE.items():
+        resources = {key: min(count, most.get(key, count)) for key, count in kinds[name]["resources"].items()}
+        kinds[name] |= {"resources": resources | {"object_store_memory": 100 * 2**20}, "max_workers": 2}
+    commands = [key for key in config if key.endswith("_commands")]
+    provider = {"gcs_address": f"127.0.0.1:{gcs}", "head_node_id": FAKE_HEAD_NODE_ID, "launch_multiple": True}
+    return (
+        config
+        | {key: [] for key in commands}
+        | {"head_node_type": FAKE_HEAD_NODE_TYPE, "idle_timeout_minutes": IDLE_S / 60, "file_mounts": {}}
+        | {"provider": provider | {"type": "external", "module": f"{LocalNodes.__module__}.LocalNodes"}}
+    )
+
+
+def environment() -> dict[str, str]:
+    """What the head, its autoscaler and the driver are started with."""
+    own = {key: value for key, value in os.environ.items() if not is_of_the_outside(key)}
+    return own | {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_enable_autoscaler_v2": "1",  # as `ray up` sets these three
+        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
+        "RAY_FAKE_CLUSTER": "1",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+        "RAY_prestart_worker_first_driver": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+    }
 
 
 @contextmanager
 def started(folder: Path) -> Iterator[dict[str, str]]:
-    """A head with Ray's provider of nodes that are processes here; the environment of its jobs."""
-    gcs, dashboard, agent, client = free_ports(4)
-    config = {
-        "cluster_name": "here",
-        "max_workers": 4,
-        "upscaling_speed": 4,
-        "idle_timeout_minutes": IDLE_S / 60,
-        "provider": {
-            "type": "external",
-            "module": f"{LocalNodes.__module__}.{LocalNodes.__qualname__}",
-            "head_node_id": FAKE_HEAD_NODE_ID,
-            "gcs_address": f"127.0.0.1:{gcs}",
-            "launch_multiple": True,
-        },
-        "auth": {"ssh_user": "nobody"},
-        "head_node_type": FAKE_HEAD_NODE_TYPE,
-        "available_node_types": local_kinds(),
-        **{key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands")},
-        **{
-            key: []
-            for key in ("worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
-        },
-        "file_mounts": {},
-        "cluster_synced_files": [],
-        "docker": {},
-    }
-    file = folder / "autoscaling.yaml"
-    file.write_text(yaml.safe_dump(config))
-    env = {key: value for key, value in os.environ.items() if not is_of_the_outside(key)}
-    env |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": "0" * 32,
-        "RAY_FAKE_CLUSTER": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
-        "RAY_enable_autoscaler_v2": "1",
-        "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
-        "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
-        "RAY_prestart_worker_first_driver": "0",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    }
-    ports = {"port": gcs, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
-    ports["ray-client-server-port"] = client
-    options = [f"--{name}={value}" for name, value in ports.items()]
-    options += ["--node-ip-address=127.0.0.1", f"--autoscaling-config={file}", f"--temp-dir={folder}"]
-    options += ["--num-cpus=0", "--labels=pool=head", f"--object-store-memory={100 * 2**20}"]
-    log = folder / "head.log"
+    """A head whose autoscaler starts nodes here; the environment of its drivers."""
+    gcs, agent, client = free_ports(3)
+    file, log, env = folder / "cluster.yaml", folder / "head.log", environment()
+    file.write_text(yaml.safe_dump(here(gcs)))
+    ports = {"port": gcs, "dashboard-agent-listen-port": agent, "ray-client-server-port": client}
+    places = {"node-ip-address": "127.0.0.1", "temp-dir": folder, "autoscaling-config": file}
+    size = {"num-cpus": 0, "object-store-memory": 100 * 2**20, "include-dashboard": "false"}
+    options = [f"--{name}={value}" for name, value in (ports | places | size).items()]
+    command = [*RAY, "start", "--head", "--block", "--labels=pool=head", *options]
     with log.open("w") as said:
-        head = subprocess.Popen(
-            [*RAY, "start", "--head", "--block", *options],
-            env=env,
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
+        head = subprocess.Popen(command, env=env, stdout=said, stderr=said, start_new_session=True)
     try:
         wait_for(gcs, head, log)
         yield env | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}

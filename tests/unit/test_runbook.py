@@ -36,7 +36,7 @@ def test_files_that_are_named_are_there() -> None:
 
 
 def test_jobs_take_the_arguments_that_are_shown(tmp_path: Path) -> None:
-    shown = re.findall(r"python jobs/(\w+)\.py (.*)", "\n".join(BLOCKS).replace("\\\n", " "))
+    shown = re.findall(r"python (?:jobs/)?(\w+)\.py (.*)", "\n".join(BLOCKS).replace("\\\n", " "))
     assert {name for name, _ in shown} >= {"phantom", "prepare"}
     for name, rest in shown:
         said = call_job(name, "--help", cwd=tmp_path).stdout

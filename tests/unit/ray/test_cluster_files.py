@@ -1,8 +1,13 @@
 """cluster.yaml and platform/onpremises.yaml: what Ray accepts, what jobs ask of it, and nothing open or secret."""
 
 import copy
+import os
 import re
+import signal
+import subprocess
+import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +74,38 @@ def test_every_ray_asks_for_a_token_that_is_a_file_and_nothing_listens_to_the_ou
     port = re.search(r"--port (\d+)", server)
     assert port
     assert f"MLFLOW_TRACKING_URI=http://127.0.0.1:{port[1]}" in head
+
+
+@pytest.mark.parametrize("answers", [False, True])
+@pytest.mark.parametrize("name", FILES)
+def test_mlflow_is_started_once_and_does_not_hold_the_shell_that_started_it(
+    name: str, answers: bool, tmp_path: Path
+) -> None:
+    (command,) = (one for one in read(name)["head_start_ray_commands"] if "mlflow server" in one)
+    for program, body in {
+        "curl": f"exit {int(not answers)}",
+        "mlflow": 'echo "$@" > ~/started; sleep 60',
+    }.items():
+        file = tmp_path / program
+        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.chmod(0o755)
+    env = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    # SSH waits for whoever holds its output, as this does.
+    shell = subprocess.Popen(
+        ["bash", "-c", command],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        said, _ = shell.communicate(timeout=30)
+        time.sleep(0.5)
+        assert said == b""
+        assert (tmp_path / "started").exists() is not answers
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(shell.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("name", FILES)
