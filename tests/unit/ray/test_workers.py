@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import ray
 
-from diffseglung_ray.cluster import case_workers, train_workers
+from diffseglung_ray.cluster import Workers, case_workers, train_workers
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 
 CPU_NODE = {"Alive": True, "Labels": {"pool": "cpu"}, "Resources": {"CPU": 16.0}}
@@ -44,3 +44,12 @@ def test_for_nodes_that_are_not_up_yet_the_job_has_to_say_how_many_workers(nodes
     assert "\n" not in str(refusal.value)
     asked = workers(ResourceConfig(nodes={"pool": "gpu"}, workers=4, gpus_per_worker=1, cpus_per_worker=6))
     assert (asked.count, asked.cpus, asked.gpus) == (4, 6, 1)
+
+
+def test_a_trial_of_a_sweep_gets_a_workers_share_on_the_same_nodes() -> None:
+    from diffseglung_ray.tuning import trial_resources
+
+    trial = trial_resources(Workers(2, 6, 1.0, None, {"pool": "gpu"}))
+    assert trial.bundles == [{"CPU": 6, "GPU": 1}]
+    assert trial._bound.kwargs["bundle_label_selector"] == [{"pool": "gpu"}]
+    assert "bundle_label_selector" not in trial_resources(Workers(2, 1, 0.0, None))._bound.kwargs
