@@ -1,6 +1,8 @@
 """Spot machines where there are any, machines on demand where there are none: Ray's provider on a mocked EC2."""
 
+import copy
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml
 from botocore.exceptions import ClientError
 from moto import mock_aws
 from ray.autoscaler._private.aws import node_provider, utils
+from ray.autoscaler._private.util import prepare_config
 from ray.autoscaler.node_launch_exception import NodeLaunchException
 
 from diffseglung_ray.spot import MARKET, SpotThenOnDemand
@@ -82,3 +85,34 @@ def test_where_there_is_none_at_any_price_ray_is_told(provider: SpotThenOnDemand
     refuse(provider, "InsufficientInstanceCapacity", spot_only=False)
     with pytest.raises(NodeLaunchException, match="InsufficientInstanceCapacity"):
         start(provider)
+
+
+def test_ray_sets_up_aws_with_the_files_own_roles_and_closed_group(
+    provider: SpotThenOnDemand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray keeps a key of its own there
+    region = CLUSTER["provider"]["region"]
+    ec2, iam = (boto3.client(service, region) for service in ("ec2", "iam"))
+    vpc = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+    group = ec2.create_security_group(GroupName="closed", Description="closed", VpcId=vpc)["GroupId"]
+    config = prepare_config(copy.deepcopy(CLUSTER))
+    for kind in config["available_node_types"].values():
+        kind["node_config"]["SecurityGroupIds"] = [group]
+        with suppress(iam.exceptions.EntityAlreadyExistsException):
+            iam.create_instance_profile(InstanceProfileName=kind["node_config"]["IamInstanceProfile"]["Name"])
+    made = provider.bootstrap_config(provider.fillout_available_node_types_resources(config))
+    asked, got = CLUSTER["available_node_types"], made["available_node_types"]
+    assert iam.list_roles()["Roles"] == []
+    for name, kind in got.items():
+        assert kind["node_config"]["SecurityGroupIds"] == [group]
+        assert kind["node_config"]["IamInstanceProfile"] == asked[name]["node_config"]["IamInstanceProfile"]
+        assert kind["resources"].items() >= asked[name]["resources"].items()
+        assert len(kind["node_config"]["SubnetIds"]) == len(
+            CLUSTER["provider"]["availability_zone"].split(",")
+        )
+    (ours,) = ec2.describe_security_groups(GroupIds=[group])["SecurityGroups"]
+    assert ours["IpPermissions"] == [], "Ray has opened what the owner had closed"
+    assert {one["GroupName"] for one in ec2.describe_security_groups()["SecurityGroups"]} == {
+        "default",
+        "closed",
+    }
