@@ -52,7 +52,8 @@ def start(provider: SpotThenOnDemand) -> None:
         "SubnetIds": [subnet],
         "ImageId": "ami-12c6146b",
     }
-    config.pop("IamInstanceProfile")  # the mocked account has none
+    for theirs in ("IamInstanceProfile", "SecurityGroupIds"):  # the mocked account has none
+        config.pop(theirs)
     provider.create_node_with_resources_and_labels(config, TAGS, 1, {}, {})
 
 
