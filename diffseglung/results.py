@@ -17,6 +17,7 @@ from diffseglung.labels import TISSUES
 from diffseglung.segment import Segmentation
 from diffseglung.volume import Volume, write_labels, write_map
 
+WRITING = ".writing-"  # begins the name of a case's folder until it is whole
 LAA_HU = -950  # low-attenuation area: emphysema's usual threshold on thin slices (Gevenois 1996)
 
 
@@ -104,7 +105,7 @@ def write_case(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     try:
         _write_files(beside, volume, segmentation, result, probabilities)
         beside.chmod(0o755)

@@ -159,7 +159,8 @@ def read_volume(
     path, config = Path(path), config or VolumeConfig()
     with _refusing(path):
         if not path.exists():
-            raise UnreadableScan("there is no such file or folder")
+            lost = "it is a link that leads nowhere, or in a circle" if path.is_symlink() else ""
+            raise UnreadableScan(lost or "there is no such file or folder")
         if not path.is_file() and not path.is_dir():
             raise UnreadableScan("it is neither a file nor a folder")
         if path.is_dir() or (file_suffix(path) not in KINDS and is_dicom(path)):

@@ -86,6 +86,9 @@ def evaluate_cohort(
 
 
 def _check_truth(cohort: str, cases: list[Case]) -> None:
+    for case in cases:
+        if case.problem:
+            raise WrongArgument(f"{cohort}: {case.problem}")
     bare = [case.case_id for case in cases if not case.truth]
     if bare:
         raise WrongArgument(

@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,7 @@ from diffseglung.results import case_result, write_case
 from diffseglung.schemas import RESULTS
 from diffseglung.segment import Segmentation, segment
 from diffseglung_ray.cases import (
+    RUNS,
     Attempts,
     Row,
     attempts_in,
@@ -92,14 +93,25 @@ def segment_cohort(
     placed, config = place_model(model, configure)
     store = Store.at(out)
     store.check("out")
-    with ray_cluster(config.resources):
-        workers = case_workers(config.resources)
-        rows = segment_cases(cases, placed, store, workers, probabilities=probabilities)
-    write_results(store, rows)
-    write_report(store, rows, about(placed, cohort, workers))
+    with store.claimed("out"):
+        _tidy(store)
+        with ray_cluster(config.resources):
+            workers = case_workers(config.resources)
+            rows = segment_cases(cases, placed, store, workers, probabilities=probabilities)
+        with store.writing():
+            _tidy(store)
+            write_results(store, rows)
+            write_report(store, rows, about(placed, cohort, workers))
     bad = sum(row["status"] == "failed" for row in rows)
     print(f"{len(rows) - bad} of {len(rows)} cases segmented: {store.path('report.html')}")
     report_failures(rows, max_failed, store.path("results.csv"))
+
+
+def _tidy(store: Store) -> None:
+    """Take away what killed jobs and workers left unfinished."""
+    store.remove(RUNS)
+    for folder in ("", "cases"):
+        store.remove_unfinished(folder)
 
 
 def is_registered(model: str | Path) -> bool:
@@ -133,10 +145,14 @@ def _place(fetched: FetchedModel, configure: Configure) -> tuple[PlacedModel, Ru
 def segment_cases(
     cases: list[Case], model: PlacedModel, store: Store, workers: Workers, *, probabilities: bool = False
 ) -> list[Row]:
-    """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray."""
+    """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray.
+
+    Errors: CannotWrite.
+    """
     with attempts_in(store) as attempts:
         arguments = (ray.put(model), store, attempts, workers, probabilities)
         rows = list(map_cases(CaseSegmenter, arguments, cases, workers, "segment"))
+    rows = [model.origin | row for row in rows]  # cases with a problem have been with no worker
     return sorted(rows, key=lambda row: row["case_id"])
 
 
@@ -168,7 +184,8 @@ class CaseSegmenter:
 
     def without(self, row: Row) -> Row:
         """The row of a case that failed, whose files of an earlier run are gone."""
-        self.store.remove(folder_of(row["case_id"]))
+        with suppress(OSError):  # on an output that takes no more, which the row says already
+            self.store.remove(folder_of(row["case_id"]))
         return row | self.origin
 
     def segment(self, case: Row) -> Row:
