@@ -138,7 +138,7 @@ def _grids(folder: Path, phantom: Phantom) -> Iterator[Fault]:
     affine = phantom.affine.copy()
     affine[:3, 0] *= 10 / 4
     write_nifti(folder / "ten-slices.nii.gz", thick, affine)
-    yield Fault("ten-slices", "", "failed", "10.00 mm apart")
+    yield Fault("ten-slices", "", "failed", "mm apart; more than max_slice_mm, 6.0")
 
 
 def _done_right(folder: Path, phantom: Phantom) -> Iterator[Fault]:

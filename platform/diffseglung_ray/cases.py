@@ -141,13 +141,13 @@ def only_case(batch: dict[str, Any]) -> Row:
     return row
 
 
-def report_failures(rows: list[Row], max_failed: float, table: str) -> None:
-    """Say which cases failed. Errors: UserError where they are more than the share `max_failed`."""
+def report_failures(rows: list[Row], max_failed: float, table: str, most: int = 10) -> None:
+    """Say which cases failed, `most` of them. Errors: UserError where they are more than the share `max_failed`."""
     bad = sorted((row for row in rows if row["status"] == "failed"), key=lambda row: row["case_id"])
-    for row in bad[:10]:
+    for row in bad[:most]:
         print(f"failed: {row['case_id']}: {row['reason']}")
-    if len(bad) > 10:
-        print(f"and {len(bad) - 10} more: see {table}")
+    if len(bad) > most:
+        print(f"and {len(bad) - most} more: see {table}")
     if len(bad) > max_failed * len(rows):
         raise UserError(
             f"{len(bad)} of {len(rows)} cases failed, more than --max-failed {max_failed:g} allows; "

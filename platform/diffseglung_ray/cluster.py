@@ -108,9 +108,12 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def case_workers(resources: ResourceConfig) -> Workers:
-    """Workers that take one case at a time: as many as asked for, at most as many as the cluster can hold."""
-    available = ray.cluster_resources()
+def case_workers(resources: ResourceConfig, available: dict[str, float] | None = None) -> Workers:
+    """Workers that take one case at a time: as many as asked for, at most as many as the cluster can hold.
+
+    `available` are the resources of a cluster that is not there yet.
+    """
+    available = ray.cluster_resources() if available is None else available
     gpus = _gpus_per_worker(resources, available)
     room = int(available.get("CPU", 1) // resources.cpus_per_worker)
     if gpus:

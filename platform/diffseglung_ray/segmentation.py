@@ -88,10 +88,7 @@ def segment_cohort(
     `configure(config)` gives the RunConfig to use a model of that config with.
     Errors: WrongArgument before anything is started; UserError where too many cases failed.
     """
-    refuse_fleeting(tracking=is_registered(model), cohort=cohort, model=model, out=out)
-    cases = find_cohort(cohort)
-    placed, config = place_model(model, configure)
-    store = Store.at(out)
+    cases, placed, config, store = prepared_run(cohort, model, out, configure)
     store.check("out")
     with store.claimed("out"):
         _tidy(store)
@@ -105,6 +102,16 @@ def segment_cohort(
     bad = sum(row["status"] == "failed" for row in rows)
     print(f"{len(rows) - bad} of {len(rows)} cases segmented: {store.path('report.html')}")
     report_failures(rows, max_failed, store.path("results.csv"))
+
+
+def prepared_run(
+    cohort: str, model: str, out: str, configure: Configure
+) -> tuple[list[Case], PlacedModel, RunConfig, Store]:
+    """What is settled before anything is started. Errors: WrongArgument."""
+    refuse_fleeting(tracking=is_registered(model), cohort=cohort, model=model, out=out)
+    cases = find_cohort(cohort)
+    placed, config = place_model(model, configure)
+    return cases, placed, config, Store.at(out)
 
 
 def _tidy(store: Store) -> None:

@@ -21,7 +21,7 @@ from diffseglung.segment import segment
 from diffseglung.volume import read_volume
 from diffseglung_ray.segmentation import FILES
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 CASES = {"a": "phantom-0000", "b": "phantom-0001", "c": "phantom-0000", "d": "phantom-0001"}
 
