@@ -19,8 +19,11 @@ from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
 from diffseglung.refine import lung_box, sobel_diffusion, temper
+from diffseglung.teacher import TEACHER
 from diffseglung.tissue import VOXEL_HU, scan_reference
 from diffseglung.volume import Volume
+
+GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
 
@@ -59,7 +62,8 @@ class Segmentation:
     """Six tissues on the volume's canonical grid.
 
     `labels` uint8 (z, y, x); `posteriors` float32 (6, z, y, x) and their entropy (share of log 6) lie on the
-    lung box of `scan`; `uncertainty` is the mean entropy over the lung; `seconds` by stage.
+    lung box of `scan`; `uncertainty` is the mean entropy over the lung, `uncertain_pct` the share of the lung
+    where it is above `GUESS`; `teacher_distance` as that function says; `seconds` by stage.
     """
 
     labels: np.ndarray
@@ -67,6 +71,8 @@ class Segmentation:
     scan: Scan
     posteriors: np.ndarray
     uncertainty: float
+    uncertain_pct: float
+    teacher_distance: float | None
     mode: str
     seconds: dict[str, float]
 
@@ -120,9 +126,25 @@ def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmenta
         scan=scan,
         posteriors=posteriors,
         uncertainty=float(entropy.mean()),
+        uncertain_pct=float(100 * (entropy > GUESS).mean()),
+        teacher_distance=teacher_distance(seen.cells, model),
         mode=mode,
         seconds=watch.seconds,
     )
+
+
+def teacher_distance(cells: Cells, model: Model) -> float | None:
+    """How far a scan is from those that the model was trained on, as the teacher sees them: 0 is in their middle.
+
+    The median of the scan's cells against the mean of the training's, in spreads of the training's cells, root mean
+    square over the families of descriptors; None where no cell can be described.
+    """
+    described = model.standardiser.apply(cells.descriptors[cells.inside])
+    described = described[np.isfinite(described).all(axis=1)]
+    if not len(described):
+        return None
+    apart = np.median(described, axis=0) - model.mixture.arrays["descriptors.mean"]
+    return float(np.linalg.norm(apart) / np.sqrt(len(TEACHER.families)))
 
 
 def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from diffseglung import report
+from diffseglung.colours import colour_tables
 from diffseglung.config import Config, digest
 from diffseglung.mixture import Mixture
 from diffseglung.model import Model
@@ -242,13 +243,15 @@ def read_result(store: Store, case_id: str) -> Row | None:
 
 
 def write_results(store: Store, rows: list[Row]) -> None:
-    """The table of the cohort, for programs and for spreadsheets."""
+    """The table of the cohort, for programs and for spreadsheets, and the colours of its maps, for viewers."""
     table = pa.Table.from_pylist(rows, schema=RESULTS)
     parquet, text = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
     pyarrow.csv.write_csv(table, text)
     store.write("results.parquet", parquet.getvalue())
     store.write("results.csv", text.getvalue())
+    for name, content in colour_tables().items():
+        store.write(f"colours/{name}", content)
 
 
 def write_report(
@@ -268,7 +271,8 @@ def write_report(
         pictures = {case_id: root / f"{where}{folder_of(case_id)}" / "pictures.json" for case_id in done}
         report.write_report(root / "report.html", shown, pictures, scores, about=facts)
         if store.is_remote:
-            for file in (root / "report.html", *root.rglob("pictures.js")):
+            beside = [file for name in report.BESIDE for file in root.rglob(name)]
+            for file in (root / "report.html", *beside):
                 store.write(file.relative_to(root).as_posix(), file.read_bytes())
 
 

@@ -78,7 +78,13 @@ def test_the_tables_have_a_row_a_case(out: Path, model: Path) -> None:
 def test_the_report_and_the_pictures_are_there(out: Path) -> None:
     assert "phantom-0001" in (out / "report.html").read_text()
     assert (out / "cases" / "phantom-0001" / "preview.png").stat().st_size > 0
-    assert sorted(p.name for p in out.iterdir()) == ["cases", "report.html", "results.csv", "results.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cases",
+        "colours",
+        "report.html",
+        "results.csv",
+        "results.parquet",
+    ]
     assert sorted(p.name for p in (out / "cases").iterdir()) == ["phantom-0000", "phantom-0001"]
 
 
