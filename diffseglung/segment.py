@@ -104,13 +104,18 @@ def observe(
     return Observation(volume, anatomy, scan, cavities, cells, features, watch)
 
 
-def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmentation:
-    """Mixture, neighbours, cavities and boundaries: what each voxel is."""
+def decide(
+    seen: Observation, model: Model, mode: str | None = None, posteriors: np.ndarray | None = None
+) -> Segmentation:
+    """Mixture, neighbours, cavities and boundaries: what each voxel is.
+
+    `posteriors` (6, z, y, x) on the lung box, where they are known by other means, take the mixture's place.
+    """
     config, scan, watch = model.config, seen.scan, Stopwatch(dict(seen.watch.seconds))
     mode = mode or config.mixture.mode
-    with watch("mixture"):
-        coarse = cell_posteriors(seen, model, mode)
-        posteriors = to_voxels(coarse, scan)
+    if posteriors is None:
+        with watch("mixture"):
+            posteriors = to_voxels(cell_posteriors(seen, model, mode), scan)
     with watch("refine"):
         centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
         anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)

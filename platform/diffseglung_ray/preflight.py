@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 import fsspec
 import torch
 
-from diffseglung.gate import VolumeConfig
+from diffseglung.gate import UnreadableScan, VolumeConfig
 from diffseglung.volume import Grid, read_grid
 from diffseglung_ray.cases import failed, in_words, report_failures
 from diffseglung_ray.cluster import Workers, case_workers, is_uri, ray_cluster
@@ -105,6 +105,8 @@ def local_headers(place: str) -> Iterator[Path]:
         names = filesystem.find(remote) if filesystem.isdir(remote) else [remote]
         home = PurePosixPath(remote)
         for name in names:
+            if ".." in PurePosixPath(name).parts:  # in a bucket any name is a name
+                raise UnreadableScan(f"{place} holds a file named {name}, which leads out of it")
             target = folder / home.name / PurePosixPath(name).relative_to(home)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(filesystem.cat_file(name, start=0, end=HEADER_BYTES))

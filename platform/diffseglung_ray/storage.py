@@ -78,6 +78,7 @@ class Store:
     def names(self, folder: str) -> list[str]:
         """The files in a folder, without those below it; sorted, nothing hidden."""
         filesystem, path = fsspec.core.url_to_fs(self.path(folder))
+        filesystem.invalidate_cache()  # other processes write here too
         if not filesystem.isdir(path):
             return []
         found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
@@ -95,6 +96,7 @@ class Store:
     def remove(self, name: str) -> None:
         """Remove a file or folder; nothing happens where there is none."""
         filesystem, path = fsspec.core.url_to_fs(self.path(name))
+        filesystem.invalidate_cache()
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
