@@ -13,7 +13,7 @@ from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.features import extract
-from diffseglung.grid import resample_labels, resample_map
+from diffseglung.grid import crop_grid, resample_labels, resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
@@ -23,6 +23,7 @@ from diffseglung.teacher import TEACHER
 from diffseglung.tissue import VOXEL_HU, scan_reference
 from diffseglung.volume import Volume
 
+SLAB_SLICES = 32
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
@@ -203,19 +204,32 @@ def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
 
 
 def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
-    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8).
-
-    One tissue at a time: six posteriors of a large scan at full resolution would not fit a small machine.
-    """
-    target, lungs = seen.volume.grid, seen.anatomy.lungs
-    best = np.zeros(target.shape, np.float32)
+    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
+    lungs = seen.anatomy.lungs
     labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
+    for slab in _slabs(lungs):
+        labels[slab] = _most_likely(posteriors, seen, slab) * lungs[slab]
+    labels[seen.cavities] = Tissue.CAVITY
+    return labels
+
+
+def _slabs(lungs: np.ndarray) -> Iterator[tuple[slice, slice, slice]]:
+    """Boxes of a few slices that cover the lungs: six posteriors of a large scan would not fit a small machine."""
+    z, y, x = lung_box(lungs) or (slice(0, 0),) * 3
+    for start in range(z.start, z.stop, SLAB_SLICES):
+        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x
+
+
+def _most_likely(posteriors: np.ndarray, seen: Observation, slab: tuple[slice, slice, slice]) -> np.ndarray:
+    """The tissue (uint8) with the highest posterior at each voxel of a box of the volume."""
+    part = crop_grid(seen.volume.grid, slab)
+    labels = np.full(part.shape, Tissue.HEALTHY, np.uint8)
+    best = np.zeros(part.shape, np.float32)
     for tissue, posterior in zip(TISSUES, posteriors, strict=True):
         if tissue == Tissue.CAVITY:
             continue  # known on this very grid
-        fine = resample_map(posterior, seen.scan.grid, target)
-        better = lungs & (fine > best)
+        fine = resample_map(posterior, seen.scan.grid, part)
+        better = fine > best
         labels[better] = tissue
         best[better] = fine[better]
-    labels[seen.cavities] = Tissue.CAVITY
     return labels
