@@ -18,6 +18,9 @@ from diffseglung.volume import written_whole
 from diffseglung_ray.cluster import is_uri
 from diffseglung_ray.config import UserError, WrongArgument
 
+# They have no folders, and to make one for a misspelt bucket would be to make the bucket.
+BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
+
 
 class CannotWrite(UserError):
     """A store that takes nothing more: its disk is full, it is read-only, or it is gone."""
@@ -58,7 +61,8 @@ class Store:
         with self.writing():
             if self.is_remote:
                 filesystem, path = fsspec.core.url_to_fs(self.path(name))
-                filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+                if not self.root.startswith(BUCKETS):
+                    filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
                 filesystem.pipe_file(path, data)
                 return
             target = Path(self.path(name))
