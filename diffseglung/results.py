@@ -16,9 +16,8 @@ from diffseglung.gate import peaks_of
 from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES
 from diffseglung.segment import Segmentation
-from diffseglung.volume import Volume, write_labels, write_map
+from diffseglung.volume import WRITING, Volume, write_labels, write_map
 
-WRITING = ".writing-"  # begins the name of a case's folder until it is whole
 LAA_HU = -950  # low-attenuation area: emphysema's usual threshold on thin slices (Gevenois 1996)
 
 

@@ -39,6 +39,7 @@ from diffseglung.grid import (
 from diffseglung.scans import KINDS, ScanPath, file_suffix, find_scans
 
 __all__ = [
+    "WRITING",
     "Grid",
     "ScanPath",
     "Source",
@@ -74,6 +75,7 @@ NIFTI_ERRORS = (
 )
 # Padding after the voxels is harmless; a stream that goes on and on is not.
 MORE_BYTES = 2**26
+WRITING = ".writing-"  # begins the name of a folder of results until it is whole
 # Beyond a tenth of a millimetre the rounding of a quaternion is not to blame.
 SAME_PLACE_MM = 0.1
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import fsspec
 
-from diffseglung.results import WRITING
-from diffseglung.volume import written_whole
+from diffseglung.volume import WRITING, written_whole
 from diffseglung_ray.cluster import is_uri
 from diffseglung_ray.config import UserError, WrongArgument
 
