@@ -18,7 +18,7 @@ from diffseglung.config import digest
 from diffseglung.model import Model
 from diffseglung.results import case_result, write_case
 from diffseglung.segment import segment
-from diffseglung.volume import read_volume
+from diffseglung.volume import WRITING, read_volume
 from diffseglung_ray.segmentation import FILES
 
 pytestmark = pytest.mark.timeout(900)
@@ -54,9 +54,9 @@ def undisturbed(study: Path, model: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def contents(out: Path) -> dict[str, Any]:
-    """Every file of the cases, apart from times."""
+    """Every file of the cases, apart from times, and from what a killed writer left beside them."""
     found: dict[str, Any] = {}
-    for path in sorted(p for p in (out / "cases").rglob("*") if p.is_file()):
+    for path in sorted(p for p in (out / "cases").rglob("*") if p.is_file() and WRITING not in str(p)):
         name = str(path.relative_to(out))
         found[name] = path.read_bytes()
         if path.name == "result.json":
@@ -110,15 +110,13 @@ def killed(study: Path, model: Path, out: Path) -> dict[Path, int]:
     kill(job.run.pid)
     job.run.wait()
     assert not alive_after(writers, seconds=120)  # Ray goes with its driver: nobody writes any more
-    return {
-        path: path.stat().st_mtime_ns for path in (out / "cases").rglob("*") if ".writing-" not in str(path)
-    }
+    return {path: path.stat().st_mtime_ns for path in (out / "cases").rglob("*") if WRITING not in str(path)}
 
 
 def test_a_killed_job_leaves_whole_cases_only(
     killed: dict[Path, int], out: Path, undisturbed: dict[str, Any]
 ) -> None:
-    left = {name: held for name, held in contents(out).items() if ".writing-" not in name}
+    left = contents(out)
     assert left.items() <= undisturbed.items()
     for case in {name.split("/")[1] for name in left}:
         assert {f"cases/{case}/{name}" for name in FILES} <= set(left)
