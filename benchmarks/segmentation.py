@@ -135,6 +135,7 @@ def hooked_features(seen: Observation, model: Model) -> np.ndarray:
 
 def straightforward(seen: Observation, model: Model) -> Segmentation:
     """The mixture asked at every voxel, with the features of every voxel in memory."""
+    seen.watch.seconds.pop("features")  # ours, which `observe` brings along
     with seen.watch("features of every voxel"):
         features = hooked_features(seen, model)
     cells, cell_vox = seen.cells, model.config.patches.cell_vox
