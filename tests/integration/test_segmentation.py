@@ -191,6 +191,7 @@ def test_a_full_disk_ends_the_job_in_words_and_room_lets_it_go_on(
     assert {row["status"] for row in rows.values()} == {"ok", "skipped"}
     assert {p.name for p in (place / "out").iterdir()} == {
         "cases",
+        "colours",
         "report.html",
         "results.csv",
         "results.parquet",
