@@ -29,9 +29,9 @@ from diffseglung_ray.storage import Store
 
 READERS = 16  # at once: what a header costs on a share is mostly waiting
 HEADER_BYTES = 2**18  # of each remote file; headers are at the front, and few are longer
-# A worker of one CPU, recipe `demo`: about 20 s for 160x160x96 voxels and 134 s for 512x512x600 on a core of AMD EPYC
-# (Zen 1). The memory is that of the larger one, with a worker's own.
-SECONDS, SECONDS_PER_MVOX = 18.0, 0.75
+# A worker of one CPU, recipe `demo`: about 20 s for 160x160x96 voxels, 97 s and 2.9 GiB for 512x512x600 on a core of
+# AMD EPYC (Zen 1). The memory here leaves half a GiB for Ray.
+SECONDS, SECONDS_PER_MVOX = 18.0, 0.5
 GIB, GIB_PER_MVOX = 1.0, 0.016
 
 
