@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from diffseglung.gate import VolumeConfig
+from diffseglung.gate import UnreadableScan, VolumeConfig
 from diffseglung.scans import COMPANION_FOLDERS, COMPANIONS, find_scans
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cluster import is_uri
@@ -259,6 +259,19 @@ def read_case(case: dict[str, Any], config: VolumeConfig) -> Loaded:
         lungs = read_labels(path, volume) > 0
         given = path.read_bytes()
     return Loaded(volume, lungs, _both(volume.source.sha256, hashlib.sha256(given).hexdigest()))
+
+
+@contextmanager
+def fetched(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The case with its image on this machine for as long as the block lasts: a DICOM SEG reads the headers again.
+
+    What is said of the copy is said of the image that it was made of. Errors: UnreadableScan, and those of the block.
+    """
+    with local_copy(case["image"]) as image:
+        try:
+            yield case | {"image": str(image)}
+        except UnreadableScan as refusal:
+            raise UnreadableScan(str(refusal).replace(str(image), case["image"])) from refusal
 
 
 def quick_digest(case: dict[str, Any]) -> str | None:

@@ -35,7 +35,7 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, Loaded, find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.storage import Store
@@ -201,11 +201,12 @@ class CaseSegmenter:
         done = self.done_before(case["case_id"], quick_digest(case))
         if done:
             return done
-        loaded = read_case(case, self.model.config.volume)
-        done = self.done_before(case["case_id"], loaded.input_sha256)
-        if done:
-            return done
-        return self.write(case["case_id"], loaded, segment(loaded.volume, self.model, loaded.lungs))
+        with fetched(case) as here:
+            loaded = read_case(here, self.model.config.volume)
+            done = self.done_before(case["case_id"], loaded.input_sha256)
+            if done:
+                return done
+            return self.write(case["case_id"], loaded, segment(loaded.volume, self.model, loaded.lungs))
 
     def write(self, case_id: str, loaded: Loaded, segmentation: Segmentation) -> Row:
         """The files of a segmented case, and its row."""
