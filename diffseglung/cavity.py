@@ -6,6 +6,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
+from diffseglung.anatomy.morphology import distance_mm
 from diffseglung.frozen import frozen
 from diffseglung.refine import lung_box
 
@@ -73,7 +74,7 @@ def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing) ->
     shell = _shell(lumen)
     if not (dense.any() and shell.any()):
         return 0.0
-    return float((_away_mm(dense, spacing_mm)[shell] <= max(spacing_mm)).mean())
+    return float(_within(dense, max(spacing_mm), spacing_mm)[shell].mean())
 
 
 def joined_share(lumen: np.ndarray, airways: np.ndarray) -> float:
@@ -121,7 +122,7 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
 
 
 def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:
-    radius_mm = ndimage.distance_transform_edt(np.pad(lumen, 1), sampling=spacing_mm).max()
+    radius_mm = float(distance_mm(~np.pad(lumen, 1), spacing_mm).max())
     sphere_ml = 4 / 3 * np.pi * radius_mm**3 / 1000
     return bool(sphere_ml >= config.compact * lumen.sum() * np.prod(spacing_mm) / 1000)
 
@@ -131,7 +132,7 @@ def _fill(
 ) -> np.ndarray:
     """The lumen: its core, out to where density is halfway to the wall's but no further than `reach_mm`."""
     halfway_hu = (config.air_hu + config.dense_hu) / 2
-    near = _away_mm(core, spacing_mm) <= max(config.reach_mm, *spacing_mm)
+    near = _within(core, max(config.reach_mm, *spacing_mm), spacing_mm)
     return _joined_to(core, core | (inside & near & (hu < halfway_hu)))
 
 
@@ -139,9 +140,8 @@ def _with_wall(
     lumen: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
 ) -> np.ndarray:
     """The lumen, the mixed voxels around it, and the dense tissue that hangs on to them."""
-    away_mm = _away_mm(lumen, spacing_mm)
-    wall = (hu > config.dense_hu) & (away_mm <= max(config.wall_mm, *spacing_mm))
-    return _joined_to(lumen, lumen | (inside & (wall | (away_mm <= min(spacing_mm)))))
+    wall = (hu > config.dense_hu) & _within(lumen, max(config.wall_mm, *spacing_mm), spacing_mm)
+    return _joined_to(lumen, lumen | (inside & (wall | _within(lumen, min(spacing_mm), spacing_mm))))
 
 
 def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -150,6 +150,7 @@ def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.isin(pieces, np.unique(pieces[seed]))
 
 
-def _away_mm(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
-    """How far each voxel lies from the mask."""
-    return ndimage.distance_transform_edt(~mask, sampling=spacing_mm)
+def _within(mask: np.ndarray, reach_mm: float, spacing_mm: Spacing) -> np.ndarray:
+    """Every voxel whose centre lies no farther than that from a voxel of the mask."""
+    # A neighbour's distance in single precision may be a hair more than the spacing that it is.
+    return distance_mm(mask, spacing_mm) <= reach_mm * (1 + 1e-5)

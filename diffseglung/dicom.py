@@ -11,10 +11,10 @@ import struct
 import warnings
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pydicom
@@ -135,15 +135,24 @@ class Slice:
         return f"{self.file.name} frame {self.frame + 1}" if self.frame else self.file.name
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stack:
-    """One series as a volume: HU int16 (slices, rows, columns), the slices towards head, back or left."""
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Placed:
+    """One series as its headers place it, the slices towards head, back or left."""
 
     series_uid: str
-    hu: np.ndarray
     grid: Grid
     slices: tuple[Slice, ...]
     notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class Stack(Placed):
+    """One series as a volume: HU int16 (slices, rows, columns)."""
+
+    hu: np.ndarray
+
+
+P = TypeVar("P", bound=Placed)
 
 
 def is_dicom(path: Path) -> bool:
@@ -230,6 +239,15 @@ def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
     the one with the most slices that passes every check, and says so in the notes; between series of different
     studies it does not choose. Localizers and other modalities do not count.
     """
+    return _first_that_passes(path, series, lambda one, number: _read_series(one, number, config))
+
+
+def place_stack(path: Path, series: str | None, config: VolumeConfig) -> Placed:
+    """The same from the headers alone, without a pixel."""
+    return _first_that_passes(path, series, lambda one, number: _place_series(one, number, config))
+
+
+def _first_that_passes(path: Path, series: str | None, read: Callable[[Series, str], P]) -> P:
     uid, _, number = (series or "").partition("#")
     found, damaged = _listed(path, uid)
     if damaged:
@@ -242,7 +260,7 @@ def read_stack(path: Path, series: str | None, config: VolumeConfig) -> Stack:
     refusals = []
     for one in candidates:
         try:
-            stack = _read_series(one, number, config)
+            stack = read(one, number)
         except UnreadableScan as refusal:
             refusals.append((one, refusal))
         else:
@@ -299,18 +317,30 @@ def _candidates(found: list[Series], series: str) -> list[Series]:
 
 
 def _with_note(
-    stack: Stack, chosen: Series, candidates: list[Series], refusals: list[tuple[Series, UnreadableScan]]
-) -> Stack:
+    stack: P, chosen: Series, candidates: list[Series], refusals: list[tuple[Series, UnreadableScan]]
+) -> P:
     others = [one for one in candidates if one is not chosen]
     if not others:
         return stack
     reasons = {one.uid: f", refused: {refusal}" for one, refusal in refusals}
     listing = "; ".join(one.describe() + reasons.get(one.uid, "") for one in others)
     note = f"{chosen.describe()} was taken, the largest that passes the checks; left aside: {listing}"
-    return Stack(stack.series_uid, stack.hu, stack.grid, stack.slices, (*stack.notes, note))
+    return replace(stack, notes=(*stack.notes, note))
 
 
 def _read_series(series: Series, number: str, config: VolumeConfig) -> Stack:
+    placed = _place_series(series, number, config)
+    hu, notes = as_hu(_pixels(list(placed.slices), placed.grid), config)
+    return Stack(
+        series_uid=placed.series_uid,
+        grid=placed.grid,
+        slices=placed.slices,
+        notes=(*placed.notes, *notes),
+        hu=hu,
+    )
+
+
+def _place_series(series: Series, number: str, config: VolumeConfig) -> Placed:
     notes: list[str] = []
     headers = _without_copies(series, notes)
     _check_decodable(headers)
@@ -325,8 +355,7 @@ def _read_series(series: Series, number: str, config: VolumeConfig) -> Stack:
         notes.append(
             "the headers give no rescale; the stored values were taken for HU, as their peaks bear out"
         )
-    hu, more_notes = as_hu(_pixels(slices, grid), config)
-    return Stack(series.uid, hu, grid, tuple(slices), (*notes, *more_notes))
+    return Placed(series_uid=series.uid, grid=grid, slices=tuple(slices), notes=tuple(notes))
 
 
 def _check_decodable(headers: list[tuple[Path, pydicom.Dataset]]) -> None:

@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,23 @@ import numpy as np
 
 from diffseglung import report
 from diffseglung.dicom_seg import write_dicom_seg
+from diffseglung.gate import peaks_of
 from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES
 from diffseglung.segment import Segmentation
-from diffseglung.volume import Volume, write_labels, write_map
+from diffseglung.volume import WRITING, Volume, write_labels, write_map
 
 LAA_HU = -950  # low-attenuation area: emphysema's usual threshold on thin slices (Gevenois 1996)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """One row of the cohort's table. Volumes in ml, percentages of the lung, `uncertainty` 0 (sure) to 1."""
+    """One row of the cohort's table. Volumes in ml, percentages of the lung, `uncertainty` 0 (sure) to 1.
+
+    `uncertain_pct` is the share of the lung that was close to a guess; `teacher_distance` is how far the scan is
+    from those that the model was trained on (see `segment.teacher_distance`); the peaks are those of `gate.Peaks`;
+    `flags` says in words what makes it worth a look (`report.checks`).
+    """
 
     case_id: str
     status: str = "ok"
@@ -32,9 +38,14 @@ class CaseResult:
     mean_lung_hu: float | None = None
     laa950_pct: float | None = None
     uncertainty: float | None = None
+    uncertain_pct: float | None = None
+    teacher_distance: float | None = None
+    air_peak_hu: float | None = None
+    tissue_peak_hu: float | None = None
     seconds: float | None = None
     right_lung_ml: float | None = None
     left_lung_ml: float | None = None
+    flags: str = ""
     notes: str = ""
     model_uri: str = ""
     model_version: str = ""
@@ -73,13 +84,18 @@ def case_result(case_id: str, volume: Volume, segmentation: Segmentation, **orig
     lungs, labels, voxel_ml = segmentation.anatomy.lungs, segmentation.labels, volume.grid.voxel_ml
     hu = volume.hu[lungs]
     counts = np.bincount(labels.ravel(), minlength=len(TISSUES) + 1)
-    return CaseResult(
+    peaks = peaks_of(volume.hu)
+    result = CaseResult(
         case_id=case_id,
         lung_ml=float(lungs.sum() * voxel_ml),
         tissue_ml=tuple(float(counts[t] * voxel_ml) for t in TISSUES),
         mean_lung_hu=float(hu.mean()),
         laa950_pct=float(100 * (hu < LAA_HU).mean()),
         uncertainty=segmentation.uncertainty,
+        uncertain_pct=segmentation.uncertain_pct,
+        teacher_distance=segmentation.teacher_distance,
+        air_peak_hu=float(peaks.dark),
+        tissue_peak_hu=float(peaks.bright),
         seconds=sum(segmentation.seconds.values()),
         right_lung_ml=float(segmentation.anatomy.right_ml),
         left_lung_ml=float(segmentation.anatomy.left_ml),
@@ -87,6 +103,7 @@ def case_result(case_id: str, volume: Volume, segmentation: Segmentation, **orig
         input_sha256=volume.source.sha256,
         **origin,
     )
+    return replace(result, flags="; ".join(report.flags(result.row())))
 
 
 def write_case(
@@ -104,7 +121,7 @@ def write_case(
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+    beside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder.parent))
     try:
         _write_files(beside, volume, segmentation, result, probabilities)
         beside.chmod(0o755)

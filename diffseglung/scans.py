@@ -111,7 +111,11 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[Path]]]:
         except PermissionError as error:  # half a cohort would pass for the whole
             raise ValueError(f"the folder {here} may not be read ({error.strerror})") from error
         waiting.extend(reversed([entry for entry in entries if entry.is_dir()]))
-        yield here, [entry for entry in entries if entry.is_file()]
+        # A link that leads nowhere is named like a scan that somebody expects: reading it says what is wrong.
+        yield (
+            here,
+            [entry for entry in entries if entry.is_file() or (entry.is_symlink() and not entry.is_dir())],
+        )
 
 
 def _scans_in(here: Path, files: list[Path]) -> Iterator[tuple[ScanPath, Series | None]]:

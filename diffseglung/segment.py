@@ -14,14 +14,18 @@ from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.features import extract
-from diffseglung.grid import resample_labels, resample_map
+from diffseglung.grid import crop_grid, resample_labels, resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
 from diffseglung.refine import lung_box, sobel_diffusion, temper
+from diffseglung.teacher import TEACHER
 from diffseglung.tissue import VOXEL_HU, scan_reference
 from diffseglung.volume import Volume
+
+SLAB_SLICES = 32
+GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
 
@@ -61,7 +65,8 @@ class Segmentation:
     """Six tissues on the volume's canonical grid.
 
     `labels` uint8 (z, y, x); `posteriors` float32 (6, z, y, x) and their entropy (share of log 6) lie on the
-    lung box of `scan`; `uncertainty` is the mean entropy over the lung; `seconds` by stage.
+    lung box of `scan`; `uncertainty` is the mean entropy over the lung, `uncertain_pct` the share of the lung
+    where it is above `GUESS`; `teacher_distance` as that function says; `seconds` by stage.
     """
 
     labels: np.ndarray
@@ -69,6 +74,8 @@ class Segmentation:
     scan: Scan
     posteriors: np.ndarray
     uncertainty: float
+    uncertain_pct: float
+    teacher_distance: float | None
     mode: str
     seconds: dict[str, float]
 
@@ -101,13 +108,18 @@ def observe(
     return Observation(volume, anatomy, scan, cavities, hilar, cells, features, watch)
 
 
-def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmentation:
-    """Mixture, neighbours, cavities and boundaries: what each voxel is."""
+def decide(
+    seen: Observation, model: Model, mode: str | None = None, posteriors: np.ndarray | None = None
+) -> Segmentation:
+    """Mixture, neighbours, cavities and boundaries: what each voxel is.
+
+    `posteriors` (6, z, y, x) on the lung box, where they are known by other means, take the mixture's place.
+    """
     config, scan, watch = model.config, seen.scan, Stopwatch(dict(seen.watch.seconds))
     mode = mode or config.mixture.mode
-    with watch("mixture"):
-        coarse = cell_posteriors(seen, model, mode)
-        posteriors = to_voxels(coarse, scan)
+    if posteriors is None:
+        with watch("mixture"):
+            posteriors = to_voxels(cell_posteriors(seen, model, mode), scan)
     with watch("refine"):
         centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
         anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
@@ -123,9 +135,25 @@ def decide(seen: Observation, model: Model, mode: str | None = None) -> Segmenta
         scan=scan,
         posteriors=posteriors,
         uncertainty=float(entropy.mean()),
+        uncertain_pct=float(100 * (entropy > GUESS).mean()),
+        teacher_distance=teacher_distance(seen.cells, model),
         mode=mode,
         seconds=watch.seconds,
     )
+
+
+def teacher_distance(cells: Cells, model: Model) -> float | None:
+    """How far a scan is from those that the model was trained on, as the teacher sees them: 0 is in their middle.
+
+    The median of the scan's cells against the mean of the training's, in spreads of the training's cells, root mean
+    square over the families of descriptors; None where no cell can be described.
+    """
+    described = model.standardiser.apply(cells.descriptors[cells.inside])
+    described = described[np.isfinite(described).all(axis=1)]
+    if not len(described):
+        return None
+    apart = np.median(described, axis=0) - model.mixture.arrays["descriptors.mean"]
+    return float(np.linalg.norm(apart) / np.sqrt(len(TEACHER.families)))
 
 
 def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
@@ -189,20 +217,33 @@ def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
 
 
 def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
-    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8).
-
-    One tissue at a time: six posteriors of a large scan at full resolution would not fit a small machine.
-    """
-    target, lungs = seen.volume.grid, seen.anatomy.lungs
-    best = np.zeros(target.shape, np.float32)
+    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
+    lungs = seen.anatomy.lungs
     labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
+    for slab in _slabs(lungs):
+        labels[slab] = _most_likely(posteriors, seen, slab) * lungs[slab]
+    labels[seen.hilar] = Tissue.HEALTHY
+    labels[seen.cavities] = Tissue.CAVITY
+    return labels
+
+
+def _slabs(lungs: np.ndarray) -> Iterator[tuple[slice, slice, slice]]:
+    """Boxes of a few slices that cover the lungs: six posteriors of a large scan would not fit a small machine."""
+    z, y, x = lung_box(lungs) or (slice(0, 0),) * 3
+    for start in range(z.start, z.stop, SLAB_SLICES):
+        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x
+
+
+def _most_likely(posteriors: np.ndarray, seen: Observation, slab: tuple[slice, slice, slice]) -> np.ndarray:
+    """The tissue (uint8) with the highest posterior at each voxel of a box of the volume."""
+    part = crop_grid(seen.volume.grid, slab)
+    labels = np.full(part.shape, Tissue.HEALTHY, np.uint8)
+    best = np.zeros(part.shape, np.float32)
     for tissue, posterior in zip(TISSUES, posteriors, strict=True):
         if tissue == Tissue.CAVITY:
             continue  # known on this very grid
-        fine = resample_map(posterior, seen.scan.grid, target)
-        better = lungs & (fine > best)
+        fine = resample_map(posterior, seen.scan.grid, part)
+        better = fine > best
         labels[better] = tissue
         best[better] = fine[better]
-    labels[seen.hilar] = Tissue.HEALTHY
-    labels[seen.cavities] = Tissue.CAVITY
     return labels

@@ -20,7 +20,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from diffseglung.dicom import is_dicom, read_stack
+from diffseglung.dicom import is_dicom, place_stack, read_stack
 from diffseglung.gate import UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
 from diffseglung.grid import (
     Flips,
@@ -39,6 +39,7 @@ from diffseglung.grid import (
 from diffseglung.scans import KINDS, ScanPath, file_suffix, find_scans
 
 __all__ = [
+    "WRITING",
     "Grid",
     "ScanPath",
     "Source",
@@ -47,6 +48,7 @@ __all__ = [
     "VolumeConfig",
     "crop_grid",
     "find_scans",
+    "read_grid",
     "read_labels",
     "read_volume",
     "resample",
@@ -73,6 +75,7 @@ NIFTI_ERRORS = (
 )
 # Padding after the voxels is harmless; a stream that goes on and on is not.
 MORE_BYTES = 2**26
+WRITING = ".writing-"  # begins the name of a folder of results until it is whole
 # Beyond a tenth of a millimetre the rounding of a quaternion is not to blame.
 SAME_PLACE_MM = 0.1
 
@@ -158,11 +161,8 @@ def read_volume(
     """
     path, config = Path(path), config or VolumeConfig()
     with _refusing(path):
-        if not path.exists():
-            raise UnreadableScan("there is no such file or folder")
-        if not path.is_file() and not path.is_dir():
-            raise UnreadableScan("it is neither a file nor a folder")
-        if path.is_dir() or (file_suffix(path) not in KINDS and is_dicom(path)):
+        _check_place(path)
+        if _is_dicom(path):
             return _read_dicom(path, series, config)
         stored, grid, header, notes = _read_file(path, config)
         check_grid(grid, config)
@@ -179,6 +179,42 @@ def read_volume(
             nifti_header=header,
         )
         return _canonical(hu, source)
+
+
+def read_grid(
+    path: str | os.PathLike[str], *, series: str | None = None, config: VolumeConfig | None = None
+) -> Grid:
+    """The grid of a scan, as stored, from its headers alone; `series` as for `read_volume`.
+
+    Raises `UnreadableScan` where `read_volume` would for want of a file, of a header or of a usable grid. What
+    the voxels hold, and whether they are all there, it does not see.
+    """
+    path, config = Path(path), config or VolumeConfig()
+    with _refusing(path):
+        _check_place(path)
+        if _is_dicom(path):
+            return place_stack(path, series, config).grid
+        kind = _kind_of(path)
+        if kind == "nifti":
+            with _refusing_nifti(path):
+                _, _, grid, _ = _open_nifti(path, config)
+        else:
+            with _refusing_itk(path):
+                grid = _itk_grid(_open_itk(path, config))
+        check_grid(grid, config)
+        return grid
+
+
+def _check_place(path: Path) -> None:
+    if not path.exists():
+        lost = "it is a link that leads nowhere, or in a circle" if path.is_symlink() else ""
+        raise UnreadableScan(lost or "there is no such file or folder")
+    if not path.is_file() and not path.is_dir():
+        raise UnreadableScan("it is neither a file nor a folder")
+
+
+def _is_dicom(path: Path) -> bool:
+    return path.is_dir() or (file_suffix(path) not in KINDS and is_dicom(path))
 
 
 @contextmanager
@@ -293,6 +329,11 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _read_file(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
     """Stored values (slowest axis first), their grid, the NIfTI header if it is one, and notes."""
+    kind = _kind_of(path)
+    return _read_nifti(path, config) if kind == "nifti" else _read_itk(path, kind, config)
+
+
+def _kind_of(path: Path) -> str:
     kind = KINDS.get(file_suffix(path))
     if kind is None:
         raise UnreadableScan(
@@ -301,33 +342,48 @@ def _read_file(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, byte
         )
     if path.stat().st_size == 0:
         raise UnreadableScan("the file is empty (0 bytes)")
-    return _read_nifti(path, config) if kind == "nifti" else _read_itk(path, kind, config)
+    return kind
 
 
 def _read_nifti(path: Path, config: VolumeConfig) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    with _refusing_nifti(path):
+        image, voxels, grid, notes = _open_nifti(path, config)
+        stored = _nifti_values(path, grid.shape, voxels)
+    return stored, grid, image.header.binaryblock, notes
+
+
+def _open_nifti(
+    path: Path, config: VolumeConfig
+) -> tuple[nib.Nifti1Image, nib.arrayproxy.ArrayProxy, Grid, tuple[str, ...]]:
+    """The image, its voxels unread, its grid, and notes on where it lies."""
+    image = nib.load(path)
+    assert isinstance(image, nib.Nifti1Image), "only .nii and .nii.gz come here, of version 1 or 2"
+    shape = image.shape
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    voxels = image.dataobj
+    assert isinstance(voxels, nib.arrayproxy.ArrayProxy), "an image from a file is read when asked for"
+    _check_dimensions(shape, voxels.dtype)
+    check_size(math.prod(shape), voxels.dtype.itemsize, config)
+    affine, notes = _nifti_affine(image)
+    affine = RAS_TO_LPS @ affine
+    affine[:, :3] = affine[:, 2::-1]
+    x, y, z = shape
+    return image, voxels, Grid((z, y, x), affine), notes
+
+
+@contextmanager
+def _refusing_nifti(path: Path) -> Iterator[None]:
     with path.open("rb"):
         pass  # a file that may not be read is not a damaged one
     try:
-        image = nib.load(path)
-        assert isinstance(image, nib.Nifti1Image), "only .nii and .nii.gz come here, of version 1 or 2"
-        shape = image.shape
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        voxels = image.dataobj
-        assert isinstance(voxels, nib.arrayproxy.ArrayProxy), "an image from a file is read when asked for"
-        _check_dimensions(shape, voxels.dtype)
-        check_size(math.prod(shape), voxels.dtype.itemsize, config)
-        stored = _nifti_values(path, shape[::-1], voxels)
-        affine, notes = _nifti_affine(image)
+        yield
     except UnreadableScan:
         raise
     except NIFTI_ERRORS as error:
         raise UnreadableScan(
             f"the file is damaged or no NIfTI file ({' '.join(str(error).split())}){_content_in_words(path)}"
         ) from error
-    affine = RAS_TO_LPS @ affine
-    affine[:, :3] = affine[:, 2::-1]
-    return stored, Grid(stored.shape, affine), image.header.binaryblock, notes
 
 
 def _nifti_values(path: Path, shape: tuple[int, ...], proxy: nib.arrayproxy.ArrayProxy) -> np.ndarray:
@@ -373,33 +429,53 @@ def _nifti_affine(image: nib.Nifti1Image) -> tuple[np.ndarray, tuple[str, ...]]:
 def _read_itk(
     path: Path, kind: str, config: VolumeConfig
 ) -> tuple[np.ndarray, Grid, bytes | None, tuple[str, ...]]:
+    with _refusing_itk(path):
+        reader = _open_itk(path, config)
+        image = reader.Execute()
+    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
+        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
+    values = sitk.GetArrayFromImage(image)
+    unplaced = kind == "nrrd" and not reader.HasMetaDataKey("NRRD_space")
+    notes = ("the header gives no space; left and right are a guess",) if unplaced else ()
+    return values, _itk_grid(reader), None, notes
+
+
+def _open_itk(path: Path, config: VolumeConfig) -> sitk.ImageFileReader:
+    """A reader that has read the header."""
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    components = reader.GetNumberOfComponents()
+    check_size(math.prod(reader.GetSize()) * components, 2, config)
+    if components != 1:
+        raise UnreadableScan(f"it has {components} values a voxel (colour?); one number per voxel is needed")
+    size = reader.GetSize()
+    while len(size) > 3 and size[-1] == 1:
+        size = size[:-1]
+    _check_dimensions(size, np.dtype(np.int16))
+    return reader
+
+
+def _itk_grid(reader: sitk.ImageFileReader) -> Grid:
+    dimension = reader.GetDimension()
+    direction = np.asarray(reader.GetDirection()).reshape(dimension, dimension)[:3, :3]
+    affine = np.eye(4)
+    affine[:3, :3] = (direction * reader.GetSpacing()[:3])[:, ::-1]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    x, y, z = reader.GetSize()[:3]
+    return Grid((z, y, x), affine)
+
+
+@contextmanager
+def _refusing_itk(path: Path) -> Iterator[None]:
     with path.open("rb"):
         pass
     try:
-        reader.ReadImageInformation()
-        components = reader.GetNumberOfComponents()
-        check_size(math.prod(reader.GetSize()) * components, 2, config)
-        if components != 1:
-            raise UnreadableScan(
-                f"it has {components} values a voxel (colour?); one number per voxel is needed"
-            )
-        image = reader.Execute()
+        yield
     except RuntimeError as error:
         raise UnreadableScan(
             f"the file is damaged or of another type ({str(error).splitlines()[-1]}){_content_in_words(path)}"
         ) from error
-    while image.GetDimension() > 3 and image.GetSize()[-1] == 1:
-        image = image[(slice(None),) * (image.GetDimension() - 1) + (0,)]
-    values = sitk.GetArrayFromImage(image)
-    _check_dimensions(values.shape[::-1], values.dtype)
-    affine = np.eye(4)
-    affine[:3, :3] = (np.asarray(image.GetDirection()).reshape(3, 3) * image.GetSpacing())[:, ::-1]
-    affine[:3, 3] = image.GetOrigin()
-    unplaced = kind == "nrrd" and not reader.HasMetaDataKey("NRRD_space")
-    notes = ("the header gives no space; left and right are a guess",) if unplaced else ()
-    return values, Grid(values.shape, affine), None, notes
 
 
 def _check_dimensions(shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -3,6 +3,7 @@
 examples:
   python jobs/segment.py --cohort scans/ --model models:/diffseglung@champion --out results
   python jobs/segment.py --cohort study.csv --model demo/model --out results --probabilities
+  python jobs/segment.py --cohort scans/ --model demo/model --out results --dry-run
   ray job submit --working-dir . --runtime-env jobs/runtime_env.yaml -- \\
       python jobs/segment.py --cohort s3://study/scans --model models:/diffseglung/3 --out s3://study/results
 
@@ -27,11 +28,22 @@ def main() -> None:
         "--probabilities", action="store_true", help="also write the six posteriors of each case"
     )
     parser.add_argument("--max-failed", type=share, default=0.1, help="share of cases that may fail (0.1)")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only say, from headers, what would run, what not and for how long",
+    )
     add_config_arguments(parser, of_model=True)
     args = parser.parse_args()
+    if args.dry_run:
+        from diffseglung_ray.preflight import dry_run
+
+        return dry_run(
+            args.cohort, args.model, args.out, partial(config_of_model, args), max_failed=args.max_failed
+        )
     from diffseglung_ray.segmentation import segment_cohort
 
-    segment_cohort(
+    return segment_cohort(
         args.cohort, args.model, args.out, partial(config_of_model, args),
         probabilities=args.probabilities, max_failed=args.max_failed,
     )  # fmt: skip

@@ -5,11 +5,12 @@ report is made afterwards from those files and the table of results, without ope
 """
 
 from diffseglung.report.checks import CHECKS, flags
-from diffseglung.report.page import write_report
+from diffseglung.report.page import BESIDE, write_report
 from diffseglung.report.pictures import CasePictures, case_pictures
 from diffseglung.report.preview import case_preview
 
 __all__ = [
+    "BESIDE",
     "CHECKS",
     "CasePictures",
     "case_pictures",

@@ -33,7 +33,10 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """Where a case's pictures are: inside the page (`held`) or in a script beside it (`url`)."""
+    """Where a case's pictures are: inside the page (`held`) or in a script beside it (`url`).
+
+    `thumbnail` is the address of the small one, which holds the picture itself where all are inside.
+    """
 
     thumbnail: str
     held: str | None

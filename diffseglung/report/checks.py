@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from diffseglung.gate import NOTED_SHIFT_HU, Peaks
 from diffseglung.labels import DISEASES
 
 Row = Mapping[str, Any]
@@ -17,6 +18,10 @@ SMALLER_SIDE_PCT = 25
 DISEASED_PCT = 70
 UNCERTAINTY = 0.5
 """Mean entropy of the posteriors as a share of the highest possible one."""
+UNCERTAIN_PCT = 20
+"""Share of the lung whose posterior is spread over two or three tissues."""
+TEACHER_DISTANCE = 0.9
+"""In spreads of the training's cells; none of ten phantoms is farther than .81 from the cohort they make up."""
 EMPHYSEMA_PCT, LAA950_PCT = 15, 1
 """So much labelled emphysema, with so little lung under -950 HU, is a contradiction."""
 
@@ -38,6 +43,13 @@ def flags(row: Row) -> list[str]:
     if row.get("status") != "ok":
         return []
     return [words for check in CHECKS if (words := check.find(row))]
+
+
+def flagged_by(row: Row) -> list[str]:
+    """The names of the checks that remark on a case."""
+    if row.get("status") != "ok":
+        return []
+    return [check.name for check in CHECKS if check.find(row)]
 
 
 def finite(value: Any) -> float | None:
@@ -108,10 +120,29 @@ def _diseased(row: Row) -> str | None:
 
 
 def _uncertain(row: Row) -> str | None:
-    uncertainty = finite(row.get("uncertainty"))
-    if uncertainty is None or uncertainty <= UNCERTAINTY:
+    uncertainty, share = finite(row.get("uncertainty")), finite(row.get("uncertain_pct"))
+    if uncertainty is not None and uncertainty > UNCERTAINTY:
+        return f"uncertainty {uncertainty:.2f} is over {UNCERTAINTY}: much of this lung was close to a guess"
+    if share is not None and share > UNCERTAIN_PCT:
+        return f"{signed(share)}% of the lung was close to a guess"
+    return None
+
+
+def _calibration(row: Row) -> str | None:
+    air, tissue = finite(row.get("air_peak_hu")), finite(row.get("tissue_peak_hu"))
+    if air is None or tissue is None:
         return None
-    return f"uncertainty {uncertainty:.2f} is over {UNCERTAINTY}: much of this lung was close to a guess"
+    peaks = Peaks(round(air), round(tissue))
+    if peaks.least_shift is not None and abs(peaks.least_shift) <= NOTED_SHIFT_HU:
+        return None
+    return f"calibration: {peaks.describe()}".replace("-", "\N{MINUS SIGN}")
+
+
+def _unlike(row: Row) -> str | None:
+    distance = finite(row.get("teacher_distance"))
+    if distance is None or distance <= TEACHER_DISTANCE:
+        return None
+    return f"{distance:.1f} spreads from the training cohort: another scanner, kernel, dose or disease than it had?"
 
 
 def _emphysema(row: Row) -> str | None:
@@ -147,9 +178,21 @@ CHECKS = (
         _diseased,
     ),
     Check(
+        "Calibration",
+        "The peaks of air and lung or of fat and muscle do not lie where physics puts them, by more than "
+        f"{NOTED_SHIFT_HU} HU: the scale is off, or there is much contrast agent. Every HU below is off with it.",
+        _calibration,
+    ),
+    Check(
+        "Unlike the training",
+        f"A usual cell of this scan is more than {TEACHER_DISTANCE:g} spread from the middle of the training cohort in "
+        "the teacher's descriptors of density and texture: the model judges what it has not seen.",
+        _unlike,
+    ),
+    Check(
         "Uncertainty",
-        f"The posteriors' mean entropy is over {UNCERTAINTY} of the highest possible one: tissue names in "
-        "this case are close to a guess.",
+        f"The posteriors' mean entropy is over {UNCERTAINTY} of the highest possible one, or over {UNCERTAIN_PCT}% of "
+        "the lung has a posterior spread that wide: tissue names in this case are close to a guess.",
         _uncertain,
     ),
     Check(

@@ -18,6 +18,10 @@ def case_detail(case: Case, shown: Shown | None, scores: Sequence[Row]) -> Html:
         ("Mean density", row.get("mean_lung_hu"), 0, " HU"),
         ("Under \N{MINUS SIGN}950 HU (LAA-950)", row.get("laa950_pct"), 1, "%"),
         ("Uncertainty (0 to 1)", row.get("uncertainty"), 2, ""),
+        ("Close to a guess", row.get("uncertain_pct"), 1, "% of lung"),
+        ("From the training cohort", row.get("teacher_distance"), 2, " spreads"),
+        ("Peak of air or lung", row.get("air_peak_hu"), 0, " HU"),
+        ("Peak of fat or muscle", row.get("tissue_peak_hu"), 0, " HU"),
         ("Time", row.get("seconds"), 1, " s"),
     ]
     terms = [

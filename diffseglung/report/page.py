@@ -31,6 +31,7 @@ Pictures = Mapping[str, CasePictures | Path]
 
 EMBED_AT_MOST = 60
 """Cases whose slices are put inside the file; larger cohorts keep them beside it, one script a case."""
+BESIDE = ("pictures.js", "thumbnail.webp")
 FILES = ("segmentation.nii.gz", "anatomy.nii.gz", "segmentation.dcm", "preview.png")
 
 
@@ -49,8 +50,9 @@ def write_report(
     `rows` are rows of the results table; `cases` gives pictures by case_id, or the path of a `pictures.json`,
     which is then read one at a time; `scores` are rows of the scores table where there is truth; `about` says
     which model, configuration, recipe, date and hardware made the results, and `note` what they are meant for.
-    Up to `EMBED_AT_MOST` cases the slices are inside the file; above, or with `embed=False`, each case's are in
-    a `pictures.js` in its own folder under `cases/`, loaded when the case is opened.
+    Up to `EMBED_AT_MOST` cases the pictures are inside the file; above, or with `embed=False`, each case's are in
+    its own folder under `cases/`: a `thumbnail.webp`, loaded when its row comes into view, and a `pictures.js`,
+    loaded when the case is opened.
     """
     path = Path(path)
     inside = len(cases) <= EMBED_AT_MOST if embed is None else embed
@@ -71,10 +73,11 @@ def _shown(folder: Path, number: int, found: CasePictures | Path, inside: bool) 
     home = found.parent if isinstance(found, Path) else folder / "cases" / f"_{number}"
     files = tuple((name, _url(home / name, folder)) for name in FILES if (home / name).is_file())
     if inside:
-        return Shown(pictures.thumbnail, pictures.to_json(), None, files)
-    script = home / "pictures.js"
+        return Shown(f"data:image/webp;base64,{pictures.thumbnail}", pictures.to_json(), None, files)
+    script, thumbnail = (home / name for name in BESIDE)
     write_whole(script, f"{CALLBACK}({pictures.to_json()});\n")
-    return Shown(pictures.thumbnail, None, _url(script, folder), files)
+    write_whole(thumbnail, base64.b64decode(pictures.thumbnail))
+    return Shown(_url(thumbnail, folder), None, _url(script, folder), files)
 
 
 def _url(path: Path, folder: Path) -> str:
@@ -143,7 +146,7 @@ def _policy(style: str, script: str, shown: Mapping[int, Shown]) -> str:
     """Only this page's own style and script may act, whatever text the results brought along."""
     beside = " 'self' file:" if any(case.url for case in shown.values()) else ""
     return (
-        f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}{beside}; "
+        f"default-src 'none'; img-src data:{beside}; style-src {_digest(style)}; script-src {_digest(script)}{beside}; "
         "base-uri 'none'; form-action 'none'"
     )
 

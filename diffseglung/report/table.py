@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from diffseglung.labels import DISEASES, TISSUES, Tissue
 from diffseglung.report.case import STATES, Case, Shown, badge
 from diffseglung.report.charts import tissue_bar
-from diffseglung.report.checks import Row, diseased_pct, finite, signed
+from diffseglung.report.checks import CHECKS, Row, diseased_pct, finite, flagged_by, signed
 from diffseglung.report.markup import Html, join, tag
 
 HEADS = {Tissue.EMPHYSEMA: "Emphy\N{SOFT HYPHEN}sema", Tissue.CONSOLIDATION: "Consoli\N{SOFT HYPHEN}dation"}
@@ -52,6 +52,7 @@ def case_table(cases: Sequence[Case], shown: Mapping[int, Shown]) -> Html:
             tag("p", id="count", class_="quiet", role="status"),
             class_="tools script-only",
         ),
+        _flags(cases),
         tag(
             "div",
             tag(
@@ -86,6 +87,30 @@ def _chip(state: str, title: str, count: int, *, pressed: bool = False) -> Html:
     )
 
 
+def _flags(cases: Sequence[Case]) -> Html | None:
+    """How many scans each check remarks on; a click shows them."""
+    counts = {check.name: sum(check.name in flagged_by(case.row) for case in cases) for check in CHECKS}
+    chips = [
+        tag(
+            "button",
+            name,
+            tag("span", count),
+            type="button",
+            class_="chip",
+            data_words=name.lower(),
+            aria_pressed="false",
+        )
+        for name, count in sorted(counts.items(), key=lambda item: -item[1])
+        if count
+    ]
+    if not chips:
+        return None
+    title = tag("span", "Flagged for", class_="quiet", id="flags-title")
+    return tag(
+        "div", title, chips, class_="chips flags script-only", role="group", aria_labelledby="flags-title"
+    )
+
+
 def _row(case: Case, shown: Shown | None) -> Html:
     remarks = tag("ul", [tag("li", words) for words in case.words], class_="remarks") if case.words else None
     opener = tag("button", tag("bdi", case.name), type="button", class_="open")
@@ -101,7 +126,7 @@ def _row(case: Case, shown: Shown | None) -> Html:
         value = finite(case.row.get(key))
         text = "" if value is None else signed(value, digits)
         cells.append(tag("td", text, data_sort="" if value is None else value, class_="number"))
-    search = " ".join([case.name, STATES[case.state], *case.words]).lower()
+    search = " ".join([case.name, STATES[case.state], *case.words, *flagged_by(case.row)]).lower()
     return tag(
         "tr", cells, data_case=case.number, data_id=case.name, data_state=case.state, data_search=search
     )
@@ -110,7 +135,7 @@ def _row(case: Case, shown: Shown | None) -> Html:
 def _thumbnail(shown: Shown | None) -> Html:
     if shown is None:
         return tag("span", class_="no-picture")
-    return tag("img", src=f"data:image/webp;base64,{shown.thumbnail}", alt="", loading="lazy")
+    return tag("img", src=shown.thumbnail, alt="", loading="lazy")
 
 
 def _mix(row: Row, share: float) -> Html:

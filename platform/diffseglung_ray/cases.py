@@ -7,7 +7,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,17 @@ from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import UserError
 from diffseglung_ray.progress import progress
-from diffseglung_ray.storage import Store
+from diffseglung_ray.storage import CannotWrite, Store
 
 Row = dict[str, Any]
 # A worker that dies (killed for memory, or a crash in a decoder) is started anew by Ray, for ever. After so
 # many deaths on the same case, the case is the reason.
 MOST_DEATHS = 2
+# So many cases in a row whose results could not be written, and the output is at fault: a full disk would fail
+# all that are left, after the work of segmenting each.
+MOST_UNWRITTEN = 3
+UNWRITTEN = "its results could not be written"
+GO_ON = "what is done is kept; mend that, and the same command goes on from here"
 RUNS = ".runs"
 
 
@@ -43,19 +48,26 @@ class Attempts:
         name = f"{RUNS}/{self.run}/{hashlib.sha256(case_id.encode()).hexdigest()[:16]}"
         deaths = int(self.store.read(name) or 0)
         if deaths >= MOST_DEATHS:
-            self.store.remove(name)
+            self.forget(name)
             return failed(
                 case_id,
                 f"the worker on this case died {deaths} times, most likely for want of memory: give each "
                 "more with resources.memory_gb_per_worker, or run fewer with resources.workers",
             )
-        self.store.write(name, str(deaths + 1))
         try:
+            self.store.write(name, str(deaths + 1))
             row = work()
+        except CannotWrite as error:
+            row = failed(case_id, f"{UNWRITTEN}: {error}")
         except Exception as error:
             row = failed(case_id, in_words(error))
-        self.store.remove(name)
+        self.forget(name)
         return {"seconds": time.perf_counter() - began} | row
+
+    def forget(self, name: str) -> None:
+        """Remove the memory of an attempt, where that can be done."""
+        with suppress(OSError):
+            self.store.remove(name)
 
 
 @contextmanager
@@ -65,9 +77,10 @@ def attempts_in(store: Store) -> Iterator[Attempts]:
     try:
         yield attempts
     finally:
-        store.remove(f"{RUNS}/{attempts.run}")
-        if not store.names(RUNS):
-            store.remove(RUNS)
+        with suppress(OSError):  # a read-only output says so elsewhere
+            store.remove(f"{RUNS}/{attempts.run}")
+            if not store.names(RUNS):
+                store.remove(RUNS)
 
 
 def failed(case_id: str, reason: str) -> Row:
@@ -93,8 +106,11 @@ def map_cases(
     """The rows that actors of class `worker` give for the cases, as they are done, in any order.
 
     An actor takes one case at a time, as {column: [value]}, and gives a table of one row. Only names travel
-    through the plan: actors read the voxels themselves.
+    through the plan: actors read the voxels themselves. Cases with a problem are failed rows at once.
+    Errors: CannotWrite where the output takes no more results.
     """
+    yield from (failed(case.case_id, case.problem) | {"image": case.image} for case in cases if case.problem)
+    cases = [case for case in cases if not case.problem]
     if not cases:
         return
     # A pool of fixed size: on an autoscaling cluster a growing pool of GPU actors stays at one.
@@ -112,7 +128,12 @@ def map_cases(
         memory=workers.memory_bytes,
         label_selector=workers.label_selector,
     )
-    yield from progress(rows.iter_rows(), len(cases), label)
+    unwritten = 0
+    for row in progress(rows.iter_rows(), len(cases), label):
+        unwritten = unwritten + 1 if (row["reason"] or "").startswith(UNWRITTEN) else 0
+        if unwritten >= MOST_UNWRITTEN:
+            raise CannotWrite(f"{row['reason'].removeprefix(f'{UNWRITTEN}: ')}; {GO_ON}")
+        yield row
 
 
 def only_case(batch: dict[str, Any]) -> Row:
@@ -121,13 +142,13 @@ def only_case(batch: dict[str, Any]) -> Row:
     return row
 
 
-def report_failures(rows: list[Row], max_failed: float, table: str) -> None:
-    """Say which cases failed. Errors: UserError where they are more than the share `max_failed`."""
+def report_failures(rows: list[Row], max_failed: float, table: str, most: int = 10) -> None:
+    """Say which cases failed, `most` of them. Errors: UserError where they are more than the share `max_failed`."""
     bad = sorted((row for row in rows if row["status"] == "failed"), key=lambda row: row["case_id"])
-    for row in bad[:10]:
+    for row in bad[:most]:
         print(f"failed: {row['case_id']}: {row['reason']}")
-    if len(bad) > 10:
-        print(f"and {len(bad) - 10} more: see {table}")
+    if len(bad) > most:
+        print(f"and {len(bad) - most} more: see {table}")
     if len(bad) > max_failed * len(rows):
         raise UserError(
             f"{len(bad)} of {len(rows)} cases failed, more than --max-failed {max_failed:g} allows; "

@@ -118,9 +118,12 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def case_workers(resources: ResourceConfig) -> Workers:
-    """Workers that take one case at a time: as many as asked for, or as many as the nodes that are up can hold."""
-    available = _available(resources)
+def case_workers(resources: ResourceConfig, available: dict[str, float] | None = None) -> Workers:
+    """Workers that take one case at a time: as many as asked for, or as many as the nodes that are up can hold.
+
+    `available` are the resources of a cluster that is not there yet.
+    """
+    available = _available(resources) if available is None else available
     gpus = _gpus_per_worker(resources, available)
     room = int(available.get("CPU", 1) // resources.cpus_per_worker)
     if gpus:

@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections import Counter
+import unicodedata
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from diffseglung.gate import VolumeConfig
+from diffseglung.gate import UnreadableScan, VolumeConfig
 from diffseglung.scans import COMPANION_FOLDERS, COMPANIONS, find_scans
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cluster import is_uri
@@ -45,6 +46,7 @@ class Case:
     truth: str = ""
     series: str = ""  # SeriesInstanceUID, where `image` is a folder of several DICOM series
     weight: str = ""  # how many times as many patches as other cases it gives to training; 1 where empty
+    problem: str = ""  # why nothing can be made of it, in words; such a case is a failed row and is not read
 
     def row(self) -> dict[str, str]:
         """The case as a row of a table."""
@@ -52,7 +54,10 @@ class Case:
 
 
 def find_cohort(place: str | Path) -> list[Case]:
-    """The cases that a cohort argument names, sorted by name. Errors: WrongArgument."""
+    """The cases that a cohort argument names, sorted by name. Errors: WrongArgument.
+
+    One bad row does not stop the others: such a case carries its `problem`.
+    """
     place = str(place)
     if place.lower().endswith(MANIFESTS):
         cases = _from_manifest(place)
@@ -64,8 +69,7 @@ def find_cohort(place: str | Path) -> list[Case]:
         raise WrongArgument(
             f"{place} holds no scan: NIfTI, NRRD, MetaImage files and DICOM series are looked for"
         )
-    _check_names(place, cases)
-    return sorted(cases, key=lambda case: case.case_id)
+    return sorted(_told_apart(cases), key=lambda case: (case.case_id, case.image))
 
 
 def _from_folder(folder: Path) -> list[Case]:
@@ -73,9 +77,13 @@ def _from_folder(folder: Path) -> list[Case]:
         raise WrongArgument(f"there is no cohort at {folder}")
     if not folder.is_dir():
         raise WrongArgument(f"{folder} is neither a folder nor a manifest (.csv or .parquet)")
+    try:
+        scans = find_scans(folder)
+    except (ValueError, OSError) as error:
+        raise WrongArgument(f"the cohort {folder} cannot be searched: {error}") from error
     return [
-        Case(case_id=safe_id(scan.case_id), image=str(scan.path.resolve()), series=scan.series_uid or "")
-        for scan in find_scans(folder)
+        Case(case_id=safe_id(scan.case_id), image=os.path.abspath(scan.path), series=scan.series_uid or "")
+        for scan in scans
     ]
 
 
@@ -117,25 +125,33 @@ def _from_manifest(place: str) -> list[Case]:
             "lungs, truth, series, weight"
         )
     known = [name for name in COLUMNS if name in table.column_names]
-    cases = []
-    for number, row in enumerate(table.select(known).to_pylist(), start=1):
-        cells = {name: "" if value is None else str(value).strip() for name, value in row.items()}
-        if not cells["case_id"] or not cells["image"]:
-            raise WrongArgument(
-                f"row {number} of {place} has no {'image' if cells['case_id'] else 'case_id'}"
-            )
-        if cells["case_id"] != safe_id(cells["case_id"]):
-            raise WrongArgument(
-                f"row {number} of {place}: case_id {cells['case_id']!r} is no safe folder name; use letters, "
-                f"digits, dot, dash and underscore, at most {LONGEST_ID}, not starting with a dot"
-            )
-        if not _is_weight(cells.get("weight", "")):
-            raise WrongArgument(
-                f"row {number} of {place}: weight {cells['weight']!r} must be a number above 0 and at most 1000"
-            )
-        places = {name: _beside(place, cells[name]) for name in known if name in ("image", "lungs", "truth")}
-        cases.append(Case(**{**cells, **places}))
-    return cases
+    return [
+        _from_row(
+            place, number, {name: "" if cell is None else str(cell).strip() for name, cell in row.items()}
+        )
+        for number, row in enumerate(table.select(known).to_pylist(), start=1)
+    ]
+
+
+def _from_row(place: str, number: int, cells: dict[str, str]) -> Case:
+    places = {name: _beside(place, cells.get(name, "")) for name in ("image", "lungs", "truth")}
+    case = Case(**{**cells, "case_id": cells["case_id"] or f"row-{number}", **places})
+    problem = ""
+    if not cells["case_id"]:
+        problem = f"row {number} of the manifest has no case_id"
+    elif not is_folder_name(case.case_id):
+        problem = (
+            f"the case_id {case.case_id!r} cannot be a folder in the output: it must not hold any of "
+            f'/ \\ : * ? " < > | or what cannot be seen, nor begin with a dot or end with one, and have at most '
+            f"{LONGEST_ID} bytes"
+        )
+    elif not case.image:
+        problem = f"row {number} of the manifest has no image"
+    elif not _is_weight(case.weight):
+        problem = (
+            f"row {number} of the manifest: weight {case.weight!r} must be a number above 0 and at most 1000"
+        )
+    return replace(case, problem=problem)
 
 
 def _is_weight(cell: str) -> bool:
@@ -176,20 +192,45 @@ def _in_words(place: str) -> Iterator[None]:
         raise WrongArgument(f"the cohort {place} cannot be read: {' '.join(str(error).split())}") from error
 
 
-def _check_names(place: str, cases: list[Case]) -> None:
-    # A folder that ignores case (macOS, Windows shares) would let one case overwrite the other.
-    counts = Counter(case.case_id.casefold() for case in cases)
-    twice = [case for case in cases if counts[case.case_id.casefold()] > 1]
-    if twice:
-        first = twice[0].case_id
-        images = ", ".join(c.image for c in twice if c.case_id.casefold() == first.casefold())
-        raise WrongArgument(
-            f"{place} names more than one scan {first!r} ({images}); give each its own case_id in a manifest"
-        )
+def _told_apart(cases: list[Case]) -> list[Case]:
+    """The cases; those that share a name carry that as their problem, for one would overwrite the other."""
+    sharing: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        sharing[_folded(case.case_id)].append(case)
+    return [
+        _alone(case, [one for one in sharing[_folded(case.case_id)] if one is not case]) for case in cases
+    ]
+
+
+def _folded(name: str) -> str:
+    """What a folder that ignores case or composes accents (macOS, Windows shares) takes for the same name."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _alone(case: Case, others: list[Case]) -> Case:
+    if case.problem or not others:
+        return case
+    images = ", ".join(f"{one.case_id} ({one.image})" for one in others[:3]) + ", ..." * (len(others) > 3)
+    return replace(
+        case,
+        problem=f"{len(others) + 1} scans of the cohort are named {case.case_id!r}, and one would overwrite the "
+        f"other: {case.image} and {images}; give each a case_id of its own in a manifest",
+    )
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name can be a folder on any system: it cannot climb out of the output, hide or be too long."""
+    return (
+        0 < len(name.encode(errors="replace")) <= LONGEST_ID
+        and name.isprintable()
+        and not re.search(r'[/\\:*?"<>|]', name)
+        and not name.startswith(".")
+        and not name.endswith((".", " "))
+    )
 
 
 def safe_id(name: str) -> str:
-    """A name that can be a folder anywhere: it cannot climb out of the output, hide or be too long."""
+    """A name of plain ASCII that can be a folder anywhere, made of any other."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip("._") or "case"
     if len(safe) <= LONGEST_ID:
         return safe
@@ -218,6 +259,19 @@ def read_case(case: dict[str, Any], config: VolumeConfig) -> Loaded:
         lungs = read_labels(path, volume) > 0
         given = path.read_bytes()
     return Loaded(volume, lungs, _both(volume.source.sha256, hashlib.sha256(given).hexdigest()))
+
+
+@contextmanager
+def fetched(case: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The case with its image on this machine for as long as the block lasts: a DICOM SEG reads the headers again.
+
+    What is said of the copy is said of the image that it was made of. Errors: UnreadableScan, and those of the block.
+    """
+    with local_copy(case["image"]) as image:
+        try:
+            yield case | {"image": str(image)}
+        except UnreadableScan as refusal:
+            raise UnreadableScan(str(refusal).replace(str(image), case["image"])) from refusal
 
 
 def quick_digest(case: dict[str, Any]) -> str | None:

@@ -29,7 +29,7 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, Loaded, find_cohort, local_copy, read_case, safe_id
+from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, local_copy, read_case, safe_id
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 from diffseglung_ray.processes import use_threads
 from diffseglung_ray.segmentation import (
@@ -86,6 +86,9 @@ def evaluate_cohort(
 
 
 def _check_truth(cohort: str, cases: list[Case]) -> None:
+    for case in cases:
+        if case.problem:
+            raise WrongArgument(f"{cohort}: {case.problem}")
     bare = [case.case_id for case in cases if not case.truth]
     if bare:
         raise WrongArgument(
@@ -132,11 +135,16 @@ class CaseScorer:
     def __call__(self, batch: dict[str, Any]) -> pa.Table:
         """One case in; one row with each model's result and the scores of every method out."""
         case = only_case(batch)
-        row = self.attempts.guarded(case["case_id"], lambda: self.score(case))
+        row = self.attempts.guarded(case["case_id"], lambda: self.score_fetched(case))
         if row["status"] == "failed":
             results = {name: segmenter.without(row) for name, segmenter in self.segmenters.items()}
             row = row | {"scores": "[]", "results": json.dumps(results)}
         return pa.Table.from_pylist([row], schema=OUTCOME)
+
+    def score_fetched(self, case: Row) -> Row:
+        """`score`, with the image on this machine until all is written."""
+        with fetched(case) as here:
+            return self.score(here)
 
     def score(self, case: Row) -> Row:
         """Every method on one case. Errors in words."""

@@ -6,7 +6,7 @@ import io
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from diffseglung import report
+from diffseglung.colours import colour_tables
 from diffseglung.config import Config, digest
 from diffseglung.mixture import Mixture
 from diffseglung.model import Model
@@ -25,6 +26,7 @@ from diffseglung.results import case_result, write_case
 from diffseglung.schemas import RESULTS
 from diffseglung.segment import Segmentation, segment
 from diffseglung_ray.cases import (
+    RUNS,
     Attempts,
     Row,
     attempts_in,
@@ -33,7 +35,7 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, Loaded, find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.storage import Store
@@ -87,19 +89,37 @@ def segment_cohort(
     `configure(config)` gives the RunConfig to use a model of that config with.
     Errors: WrongArgument before anything is started; UserError where too many cases failed.
     """
-    refuse_fleeting(tracking=is_registered(model), cohort=cohort, model=model, out=out)
-    cases = find_cohort(cohort)
-    placed, config = place_model(model, configure)
-    store = Store.at(out)
+    cases, placed, config, store = prepared_run(cohort, model, out, configure)
     store.check("out")
-    with ray_cluster(config.resources):
-        workers = case_workers(config.resources)
-        rows = segment_cases(cases, placed, store, workers, probabilities=probabilities)
-    write_results(store, rows)
-    write_report(store, rows, about(placed, cohort, workers))
+    with store.claimed("out"):
+        _tidy(store)
+        with ray_cluster(config.resources):
+            workers = case_workers(config.resources)
+            rows = segment_cases(cases, placed, store, workers, probabilities=probabilities)
+        with store.writing():
+            _tidy(store)
+            write_results(store, rows)
+            write_report(store, rows, about(placed, cohort, workers))
     bad = sum(row["status"] == "failed" for row in rows)
     print(f"{len(rows) - bad} of {len(rows)} cases segmented: {store.path('report.html')}")
     report_failures(rows, max_failed, store.path("results.csv"))
+
+
+def prepared_run(
+    cohort: str, model: str, out: str, configure: Configure
+) -> tuple[list[Case], PlacedModel, RunConfig, Store]:
+    """What is settled before anything is started. Errors: WrongArgument."""
+    refuse_fleeting(tracking=is_registered(model), cohort=cohort, model=model, out=out)
+    cases = find_cohort(cohort)
+    placed, config = place_model(model, configure)
+    return cases, placed, config, Store.at(out)
+
+
+def _tidy(store: Store) -> None:
+    """Take away what killed jobs and workers left unfinished."""
+    store.remove(RUNS)
+    for folder in ("", "cases"):
+        store.remove_unfinished(folder)
 
 
 def is_registered(model: str | Path) -> bool:
@@ -133,10 +153,14 @@ def _place(fetched: FetchedModel, configure: Configure) -> tuple[PlacedModel, Ru
 def segment_cases(
     cases: list[Case], model: PlacedModel, store: Store, workers: Workers, *, probabilities: bool = False
 ) -> list[Row]:
-    """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray."""
+    """Rows of the results table, by case_id; the files of each case are in the store. Needs a Ray.
+
+    Errors: CannotWrite.
+    """
     with attempts_in(store) as attempts:
         arguments = (ray.put(model), store, attempts, workers, probabilities)
         rows = list(map_cases(CaseSegmenter, arguments, cases, workers, "segment"))
+    rows = [model.origin | row for row in rows]  # cases with a problem have been with no worker
     return sorted(rows, key=lambda row: row["case_id"])
 
 
@@ -168,7 +192,8 @@ class CaseSegmenter:
 
     def without(self, row: Row) -> Row:
         """The row of a case that failed, whose files of an earlier run are gone."""
-        self.store.remove(folder_of(row["case_id"]))
+        with suppress(OSError):  # on an output that takes no more, which the row says already
+            self.store.remove(folder_of(row["case_id"]))
         return row | self.origin
 
     def segment(self, case: Row) -> Row:
@@ -176,11 +201,12 @@ class CaseSegmenter:
         done = self.done_before(case["case_id"], quick_digest(case))
         if done:
             return done
-        loaded = read_case(case, self.model.config.volume)
-        done = self.done_before(case["case_id"], loaded.input_sha256)
-        if done:
-            return done
-        return self.write(case["case_id"], loaded, segment(loaded.volume, self.model, loaded.lungs))
+        with fetched(case) as here:
+            loaded = read_case(here, self.model.config.volume)
+            done = self.done_before(case["case_id"], loaded.input_sha256)
+            if done:
+                return done
+            return self.write(case["case_id"], loaded, segment(loaded.volume, self.model, loaded.lungs))
 
     def write(self, case_id: str, loaded: Loaded, segmentation: Segmentation) -> Row:
         """The files of a segmented case, and its row."""
@@ -218,13 +244,15 @@ def read_result(store: Store, case_id: str) -> Row | None:
 
 
 def write_results(store: Store, rows: list[Row]) -> None:
-    """The table of the cohort, for programs and for spreadsheets."""
+    """The table of the cohort, for programs and for spreadsheets, and the colours of its maps, for viewers."""
     table = pa.Table.from_pylist(rows, schema=RESULTS)
     parquet, text = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet)
     pyarrow.csv.write_csv(table, text)
     store.write("results.parquet", parquet.getvalue())
     store.write("results.csv", text.getvalue())
+    for name, content in colour_tables().items():
+        store.write(f"colours/{name}", content)
 
 
 def write_report(
@@ -244,7 +272,8 @@ def write_report(
         pictures = {case_id: root / f"{where}{folder_of(case_id)}" / "pictures.json" for case_id in done}
         report.write_report(root / "report.html", shown, pictures, scores, about=facts)
         if store.is_remote:
-            for file in (root / "report.html", *root.rglob("pictures.js")):
+            beside = [file for name in report.BESIDE for file in root.rglob(name)]
+            for file in (root / "report.html", *beside):
                 store.write(file.relative_to(root).as_posix(), file.read_bytes())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -12,9 +13,16 @@ from pathlib import Path
 
 import fsspec
 
-from diffseglung.volume import written_whole
+from diffseglung.volume import WRITING, written_whole
 from diffseglung_ray.cluster import is_uri
-from diffseglung_ray.config import WrongArgument
+from diffseglung_ray.config import UserError, WrongArgument
+
+# They have no folders, and to make one for a misspelt bucket would be to make the bucket.
+BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
+
+
+class CannotWrite(UserError):
+    """A store that takes nothing more: its disk is full, it is read-only, or it is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,43 +55,63 @@ class Store:
             return None
 
     def write(self, name: str, content: bytes | str) -> None:
-        """Write a file, whole or not at all."""
+        """Write a file, whole or not at all. Errors: CannotWrite."""
         data = content.encode() if isinstance(content, str) else content
-        if self.is_remote:
-            filesystem, path = fsspec.core.url_to_fs(self.path(name))
-            filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-            filesystem.pipe_file(path, data)
-            return
-        target = Path(self.path(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(target) as beside:
-            beside.write_bytes(data)
+        with self.writing():
+            if self.is_remote:
+                filesystem, path = fsspec.core.url_to_fs(self.path(name))
+                if not self.root.startswith(BUCKETS):
+                    filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+                filesystem.pipe_file(path, data)
+                return
+            target = Path(self.path(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(target) as beside:
+                beside.write_bytes(data)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A block that writes into this store, whose errors say so. Errors: CannotWrite."""
+        try:
+            yield
+        except OSError as error:
+            why = error.strerror or " ".join(str(error).split()) or type(error).__name__
+            raise CannotWrite(f"{self.root} cannot be written to: {why}") from error
 
     def names(self, folder: str) -> list[str]:
         """The files in a folder, without those below it; sorted, nothing hidden."""
         filesystem, path = fsspec.core.url_to_fs(self.path(folder))
+        filesystem.invalidate_cache()  # other processes write here too
         if not filesystem.isdir(path):
             return []
         found = (entry.rstrip("/").rsplit("/", 1)[-1] for entry in filesystem.ls(path, detail=False))
         return sorted(name for name in found if not name.startswith("."))
 
     def remove_unfinished(self, folder: str) -> None:
-        """Remove what a writer that was killed left beside the files of a local folder."""
-        if not self.is_remote:
-            for beside in Path(self.path(folder)).glob(".*.part.*"):
-                beside.unlink(missing_ok=True)
+        """Remove what a writer that was killed left beside the files and folders of a local folder."""
+        if self.is_remote:
+            return
+        for beside in Path(self.path(folder)).glob(".*.part.*"):
+            beside.unlink(missing_ok=True)
+        for beside in Path(self.path(folder)).glob(f"{WRITING}*"):
+            shutil.rmtree(beside, ignore_errors=True)
 
     def remove(self, name: str) -> None:
         """Remove a file or folder; nothing happens where there is none."""
         filesystem, path = fsspec.core.url_to_fs(self.path(name))
+        filesystem.invalidate_cache()
         if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
 
     @contextmanager
     def folder(self, name: str, last: str) -> Iterator[Path]:
-        """A local folder to fill. A remote store receives its files when the block ends well, `last` last."""
+        """A local folder to fill. A remote store receives its files when the block ends well, `last` last.
+
+        Errors: CannotWrite.
+        """
         if not self.is_remote:
-            yield Path(self.path(name))
+            with self.writing():
+                yield Path(self.path(name))
             return
         scratch = Path(tempfile.mkdtemp(prefix="diffseglung-"))
         try:
@@ -98,7 +126,35 @@ class Store:
     def check(self, argument: str) -> None:
         """See that files can be written here. Errors: WrongArgument, naming the job's `argument`."""
         try:
-            self.write(f".check-{os.getpid()}", b"")
+            self.write(f".check-{os.getpid()}", b"x")
             self.remove(f".check-{os.getpid()}")
+        except CannotWrite as error:
+            raise WrongArgument(f"--{argument} {error}") from error
         except (OSError, ValueError, ImportError) as error:
             raise WrongArgument(f"--{argument} {self.root} cannot be written to: {error}") from error
+
+    @contextmanager
+    def claimed(self, argument: str) -> Iterator[None]:
+        """Keep this store from a second job for as long as the block lasts; a job that dies lets go of it.
+
+        Only on this machine's file systems: elsewhere nothing tells a dead job from a living one.
+        Errors: WrongArgument, naming the job's `argument`.
+        """
+        if self.is_remote:
+            yield
+            return
+        folder = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(folder)
+            raise WrongArgument(
+                f"--{argument} {self.root} is being written to by another job: wait for its end, or give another "
+                f"--{argument}"
+            ) from error
+        except OSError:
+            pass  # a network share without locks
+        try:
+            yield
+        finally:
+            os.close(folder)

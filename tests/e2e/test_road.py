@@ -67,7 +67,7 @@ def test_a_submitted_job_segments_with_the_model_of_the_registry_though_a_case_f
     assert "1 of 3 cases failed, more than --max-failed 0.1" in said
     assert "Traceback" not in said
     made = {path.name for path in (home / "out").iterdir()}
-    assert made == {"cases", "report.html", "results.csv", "results.parquet"}
+    assert made == {"cases", "colours", "report.html", "results.csv", "results.parquet"}
     rows = {row["case_id"]: row for row in pq.read_table(home / "out" / "results.parquet").to_pylist()}
     assert rows.pop("broken")["status"] == "failed"
     assert {(row["status"], row["model_version"]) for row in rows.values()} == {("ok", "1")}

@@ -1,6 +1,9 @@
 """Segmentation on Ray gives what one process gives, skips what is done, and makes a row of every case."""
 
 import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from diffseglung.schemas import RESULTS
 from diffseglung.segment import segment
 from diffseglung.volume import read_volume
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument, apply_changes, load_config
-from diffseglung_ray.segmentation import segment_cohort
+from diffseglung_ray.segmentation import FILES, segment_cohort
 
 
 def as_it_is(own: Config) -> RunConfig:
@@ -75,7 +78,13 @@ def test_the_tables_have_a_row_a_case(out: Path, model: Path) -> None:
 def test_the_report_and_the_pictures_are_there(out: Path) -> None:
     assert "phantom-0001" in (out / "report.html").read_text()
     assert (out / "cases" / "phantom-0001" / "preview.png").stat().st_size > 0
-    assert sorted(p.name for p in out.iterdir()) == ["cases", "report.html", "results.csv", "results.parquet"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "cases",
+        "colours",
+        "report.html",
+        "results.csv",
+        "results.parquet",
+    ]
     assert sorted(p.name for p in (out / "cases").iterdir()) == ["phantom-0000", "phantom-0001"]
 
 
@@ -139,3 +148,54 @@ def test_a_uri_receives_the_same_files_as_a_folder_though_too_many_failures_end_
     assert "phantom-0001" in (place / "report.html").read_text()
     one, two = (nib.load(o / "cases/phantom-0001/segmentation.nii.gz") for o in (out, place))
     np.testing.assert_array_equal(np.asarray(one.dataobj), np.asarray(two.dataobj))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """A file system of its own: `disk("size=1m")` mounts it, or mounts it otherwise."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(options: str) -> Path:
+        remount = "remount," if os.path.ismount(place) else ""
+        command = ["mount", "-t", "tmpfs", "-o", f"{remount}{options}", "tmpfs", str(place)]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount a small disk")
+        return place
+
+    yield mount
+    subprocess.run(["umount", str(place)], capture_output=True, check=False)
+
+
+@pytest.mark.timeout(600)
+def test_a_full_disk_ends_the_job_in_words_and_room_lets_it_go_on(
+    disk: Callable[[str], Path], out: Path, cohort: Path, model: Path, tmp_path: Path
+) -> None:
+    image = f"{cohort.parent}/images/phantom-0000.nii.gz"
+    study = tmp_path / "study.csv"
+    study.write_text("\n".join(["case_id,image", *(f"case-{n},{image}" for n in range(5))]))
+    case = sum((out / "cases" / "phantom-0000" / name).stat().st_size for name in (*FILES, "pictures.json"))
+    place = disk(f"size={int(2.5 * case)}")  # room for two
+    with pytest.raises(
+        UserError, match=r"cannot be written to: No space left on device; what is done is kept"
+    ):
+        segment_cohort(str(study), str(model), str(place / "out"), alone)
+    done = {p.parent.name: p.stat().st_mtime_ns for p in place.glob("out/cases/*/result.json")}
+    assert len(done) == 2
+    for name in done:
+        assert {p.name for p in (place / "out" / "cases" / name).iterdir()} >= set(FILES)
+    disk("size=20m")
+    segment_cohort(str(study), str(model), str(place / "out"), alone)
+    rows = rows_of(place / "out")
+    assert {name for name, row in rows.items() if row["status"] == "skipped"} == set(done)
+    assert {row["status"] for row in rows.values()} == {"ok", "skipped"}
+    assert {p.name for p in (place / "out").iterdir()} == {
+        "cases",
+        "colours",
+        "report.html",
+        "results.csv",
+        "results.parquet",
+    }
+    disk("ro")
+    with pytest.raises(WrongArgument, match=r"--out .* cannot be written to: Read-only file system"):
+        segment_cohort(str(study), str(model), str(place / "out"), alone)

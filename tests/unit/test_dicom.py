@@ -13,7 +13,7 @@ from made_scans import as_jpeg_lossless, chest_hu, ct_series, enhanced_ct, save_
 from pydicom.uid import MRImageStorage, RLELossless, SegmentationStorage
 from scipy.spatial.transform import Rotation
 
-from diffseglung.volume import UnreadableScan, VolumeConfig, read_volume, write_labels
+from diffseglung.volume import UnreadableScan, VolumeConfig, read_grid, read_volume, write_labels
 
 HU = chest_hu()
 
@@ -559,3 +559,13 @@ def test_a_real_jpeg_lossless_series_agrees_with_gdcm():
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     assert np.array_equal(sitk.GetArrayFromImage(reader.Execute()), volume.hu)
+
+
+def test_headers_alone_place_a_series_and_refuse_it_as_reading_does(series, tmp_path):
+    folder = save_series(tmp_path / "s", series)
+    grid, read = read_grid(folder), read_volume(folder).source.grid
+    assert grid.shape == read.shape
+    assert np.array_equal(grid.affine, read.affine)
+    sorted(folder.iterdir())[5].unlink()
+    with pytest.raises(UnreadableScan, match="slices are missing, about 1"):
+        read_grid(folder)

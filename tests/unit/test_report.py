@@ -2,17 +2,16 @@
 
 import base64
 import io
-import json
 import re
-import shutil
-import subprocess
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
 import pytest
 from bs4 import BeautifulSoup
+from made_browser import CHROMIUM, Page, browser
 from PIL import Image
 
 from diffseglung.labels import TISSUES, Structure, Tissue
@@ -203,6 +202,10 @@ class TestFlags:
             ({"mean_lung_hu": -990.0}, "\N{MINUS SIGN}990 HU is under"),
             ({"fibrosis_pct": 80.0}, "86% of the lung is called diseased"),
             ({"uncertainty": 0.71}, "uncertainty 0.71"),
+            ({"uncertain_pct": 35.0}, "35% of the lung was close to a guess"),
+            ({"teacher_distance": 2.4}, "2.4 spreads from the training cohort"),
+            ({"air_peak_hu": -700.0, "tissue_peak_hu": 150.0}, "it looks shifted by +50 to +280"),
+            ({"air_peak_hu": -300.0, "tissue_peak_hu": 900.0}, "no shift explains both"),
             ({"emphysema_pct": 30.0, "laa950_pct": 0.2}, "30% is called emphysema but only 0.2%"),
         ],
     )
@@ -274,7 +277,8 @@ class TestPage:
         assert found is not None
         assert CasePictures.from_json(found[1]) == pictures
         assert soup.find(id="pictures-0") is None
-        assert soup.select_one(".thumb img") is not None
+        thumbnail = tmp_path / unquote(soup.select_one(".thumb img")["src"])
+        assert base64.b64encode(thumbnail.read_bytes()).decode() == pictures.thumbnail
 
     def test_lost_pictures_cost_the_pictures_only(self, tmp_path: Path) -> None:
         write_report(tmp_path / "r.html", [row("a")], {"a": tmp_path / "nowhere.json"})
@@ -315,38 +319,150 @@ def contrast(first: str, second: str) -> float:
     return (bright + 0.05) / (dark + 0.05)
 
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+@pytest.fixture(scope="module")
+def large(pictures: CasePictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand scans, some flagged and some failed; a few have pictures, in files beside the page."""
+    folder = tmp_path_factory.mktemp("large")
+    odd = [{"lung_ml": 900.0}, {"teacher_distance": 2.4}, {"air_peak_hu": -700.0, "tissue_peak_hu": 150.0}]
+    rows = [
+        row(f"scan-{n}", fibrosis_pct=n / 20, **(odd[n // 25 % 3] if n % 25 == 7 else {})) for n in range(980)
+    ]
+    rows += [{"case_id": f"lost-{n}", "status": "failed", "reason": "slices are missing"} for n in range(20)]
+    shown = {}
+    for number in (0, 7, 10, 979):
+        shown[f"scan-{number}"] = folder / "cases" / f"scan-{number}" / "pictures.json"
+        pictures.save(shown[f"scan-{number}"])
+    write_report(folder / "report.html", rows, shown, embed=False)
+    return folder / "report.html"
+
+
+def first_rows(browsed: Page, count: int = 3) -> list[str]:
+    return browsed.js(
+        "[...document.querySelectorAll('#cases tbody tr')].filter(r => !r.hidden)"
+        f".slice(0, {count}).map(r => r.dataset.id)"
+    )
+
+
+@pytest.fixture(scope="module")
+def browsed() -> Iterator[Page]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture
+def at_large(browsed: Page, large: Path) -> Iterator[Page]:
+    """The page of a thousand scans; whatever a test does there, it has nothing to complain of."""
+    browsed.complaints.clear()
+    browsed.open("about:blank")
+    browsed.open(large.as_uri())
+    yield browsed
+    assert browsed.complaints == []
+    assert browsed.js("document.documentElement.dataset.error ?? ''") == ""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to run the page's script in")
 class TestInABrowser:
-    def dom(self, url: str, profile: Path) -> BeautifulSoup:
-        command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
-        done = subprocess.run(
-            [*command, f"--user-data-dir={profile}", "--dump-dom", url],
-            capture_output=True,
-            timeout=120,
-            check=True,
-        )
-        return BeautifulSoup(done.stdout.decode(), "html.parser")
-
-    def test_a_case_opens_with_its_slices_and_histogram(self, page: Path, tmp_path: Path) -> None:
-        soup = self.dom(f"{page.as_uri()}#case=scan-10", tmp_path / "profile")
-        assert soup.html["data-script"] == "on"
-        assert "data-error" not in soup.html.attrs
-        assert soup.title.get_text() == HOSTILE
-        assert soup.find(id="case").has_attr("open")
-        assert soup.find(id="case-title").get_text() == "scan-10"
-        assert re.fullmatch(r"slice \d+ of 40", soup.find(id="where").get_text())
-        told = soup.find(id="slice")["aria-label"]
+    def test_a_hostile_name_opens_with_its_slices_and_histogram(self, browsed: Page, page: Path) -> None:
+        browsed.open(f"{page.as_uri()}#case=scan-10")
+        browsed.until("/^slice \\d+ of 40$/.test(document.getElementById('where').textContent)")
+        assert browsed.js("document.title") == HOSTILE
+        told = browsed.js("document.getElementById('slice').getAttribute('aria-label')")
         assert "ground glass" in told or "consolidation" in told
-        assert len(soup.select("#case .histogram path")) == 3
+        assert browsed.js("document.querySelectorAll('#case .histogram path').length") == 3
+        browsed.open(page.as_uri())
+        rows = "[...document.querySelectorAll('#cases tbody tr')]"
+        browsed.js(f"{rows}.find(r => r.dataset.id.includes('taken')).querySelector('.open').click()")
+        browsed.until("document.getElementById('case').open")
+        assert browsed.js("document.getElementById('case-title').textContent") == HOSTILE
+        assert browsed.complaints == []
 
-    def test_slices_beside_the_page_are_loaded_from_disk(
-        self, pictures: CasePictures, tmp_path: Path
-    ) -> None:
-        write_report(tmp_path / "r.html", [row("a")], {"a": pictures}, embed=False)
-        soup = self.dom(f"{(tmp_path / 'r.html').as_uri()}#case=a", tmp_path / "profile")
-        assert "data-error" not in soup.html.attrs
-        assert soup.find(id="where").get_text().endswith("of 40")
-        assert json.loads(soup.find(id="shared").get_text())["callback"] == "diffseglungPictures"
+    def test_a_thousand_scans_load_sort_and_filter(self, at_large: Page) -> None:
+        assert at_large.js("document.querySelectorAll('#cases tbody tr').length") == 1000
+        assert first_rows(at_large) == ["lost-0", "lost-1", "lost-2"]
+        at_large.click("th.share button")
+        assert first_rows(at_large) == ["scan-979", "scan-978", "scan-977"]
+        assert at_large.js("document.querySelector('th.share').getAttribute('aria-sort')") == "descending"
+        at_large.click("th.share button")
+        assert first_rows(at_large, 1) == ["scan-0"]
+        at_large.click("th.text button")
+        assert first_rows(at_large, 1) == ["lost-0"]
+        at_large.click(".chip[data-state=flagged]")
+        assert at_large.js("document.getElementById('count').textContent") == "39 of 1000 shown"
+        at_large.js("document.getElementById('filter').focus()")
+        at_large.write("calibration")
+        assert at_large.js("document.getElementById('count').textContent") == "13 of 1000 shown"
+        at_large.write(" nowhere")
+        assert at_large.js("document.getElementById('nothing').hidden") is False
+
+    def test_a_flag_leads_to_the_scans_that_have_it(self, at_large: Page) -> None:
+        chips = "[...document.querySelectorAll('.flags .chip')].map(c => c.textContent)"
+        assert sorted(at_large.js(chips)) == ["Calibration13", "Lung volume13", "Unlike the training13"]
+        at_large.click(".flags .chip[data-words='unlike the training']")
+        assert at_large.js("document.getElementById('count').textContent") == "13 of 1000 shown"
+        assert at_large.js("document.querySelector('.flags [aria-pressed=true]').textContent").startswith(
+            "Unlike"
+        )
+        at_large.click(".flags .chip[data-words='unlike the training']")
+        assert at_large.js("document.getElementById('count').textContent") == ""
+
+    def test_pictures_come_from_beside_the_page_when_they_are_wanted(self, at_large: Page) -> None:
+        scripts = (
+            "performance.getEntriesByType('resource').filter(r => r.name.endsWith('pictures.js')).length"
+        )
+        assert at_large.js(scripts) == 0
+        at_large.js("document.querySelector('tr[data-id=scan-979] img').scrollIntoView()")
+        at_large.until("document.querySelector('tr[data-id=scan-979] img').naturalWidth > 0")
+        at_large.js("location.hash = 'case=scan-979'")
+        at_large.until("document.getElementById('where').textContent.endsWith('of 40')")
+        assert at_large.js("document.getElementById('viewer').hidden") is False
+
+    def test_the_sliders_move_by_key_and_change_the_picture(self, at_large: Page) -> None:
+        at_large.js("location.hash = 'case=scan-0'")
+        at_large.until("document.getElementById('where').textContent.endsWith('of 40')")
+        assert at_large.js("document.activeElement.id") == "position"
+        drawn = "document.getElementById('slice').toDataURL()"
+        # It opens on the slice with most disease; the first slice has none, and at full strength labels hide the CT.
+        for slider, steps in {
+            "opacity": (("End", "100"), ("ArrowLeft", "95"), ("Home", "0")),
+            "position": (("Home", "0"), ("ArrowRight", "1"), ("End", "23")),
+        }.items():
+            at_large.js(f"window.before = {drawn}; document.getElementById('{slider}').focus()")
+            for number, (key, value) in enumerate(steps):
+                at_large.press(key)
+                at_large.until(f"document.getElementById('{slider}').value === '{value}'")
+                if number == 0:
+                    at_large.until(f"{drawn} !== window.before")
+            if slider == "opacity":
+                at_large.js(f"window.before = {drawn}")
+                at_large.press("End")
+                at_large.until(f"{drawn} !== window.before")
+
+    def test_the_whole_page_works_without_a_mouse(self, at_large: Page) -> None:
+        at_large.press("Tab")
+        assert at_large.js("document.activeElement.className") == "skip"
+        at_large.js("document.querySelector('#cases tbody .open').focus()")
+        at_large.press("ArrowDown")
+        assert at_large.js("document.activeElement.closest('tr').dataset.id") == "lost-1"
+        at_large.press("Enter")
+        at_large.until("document.getElementById('case').open")
+        assert at_large.js("document.getElementById('case-title').textContent") == "lost-1"
+        assert at_large.js("document.getElementById('case').contains(document.activeElement)")
+        at_large.press("Escape")
+        at_large.until("!document.getElementById('case').open")
+        assert at_large.js("document.activeElement.closest('tr').dataset.id") == "lost-1"
+        outline = "getComputedStyle(document.activeElement).outlineStyle"
+        at_large.press("ArrowUp")
+        assert at_large.js(outline) != "none"
+
+    def test_every_control_has_a_name(self, at_large: Page) -> None:
+        at_large.js("location.hash = 'case=scan-0'")
+        at_large.until("document.getElementById('where').textContent.endsWith('of 40')")
+        nodes = at_large.call("Accessibility.getFullAXTree")["nodes"]
+        controls = [
+            (node["role"]["value"], node.get("name", {}).get("value", ""))
+            for node in nodes
+            if node.get("role", {}).get("value")
+            in ("button", "slider", "checkbox", "searchbox", "link", "dialog")
+        ]
+        assert ("slider", "Slice") in controls
+        assert [control for control in controls if not control[1].strip()] == []

@@ -7,7 +7,7 @@ from made_scans import chest_hu, ct_series, save_series
 from pydicom.uid import MRImageStorage
 
 from diffseglung.scans import find_scans
-from diffseglung.volume import read_volume
+from diffseglung.volume import UnreadableScan, read_volume
 
 HU = chest_hu()
 
@@ -68,8 +68,17 @@ def test_links_that_go_round_end(tmp_path):
     (root / "a" / "again").symlink_to(root, target_is_directory=True)
     touch(tmp_path / "elsewhere", "ct2.nii")
     (root / "linked").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
-    (root / "gone.nii").symlink_to(tmp_path / "nowhere.nii")
     assert names(root) == ["ct1", "ct2"]
+
+
+def test_a_link_that_leads_nowhere_is_listed_so_that_reading_it_says_so(tmp_path):
+    root = touch(tmp_path, "a.nii")
+    (root / "gone.nii").symlink_to(tmp_path / "nowhere.nii")
+    (root / "round.nii").symlink_to(tmp_path / "round.nii")
+    (root / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    assert names(root) == ["a", "gone", "round"]
+    with pytest.raises(UnreadableScan, match="leads nowhere"):
+        read_volume(root / "round.nii")
 
 
 def test_a_dicom_folder_is_one_scan_whatever_its_files_are_called(tmp_path):

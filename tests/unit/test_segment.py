@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import MODES
-from diffseglung.segment import decide, segment, to_voxels
+from diffseglung.segment import decide, segment, teacher_distance, to_labels, to_voxels
 from diffseglung.volume import read_labels
 
 
@@ -61,6 +64,37 @@ def test_the_pleura_does_not_fade(observation):
     coarse[observation.cells.inside, 0] = 1
     fine = to_voxels(coarse, observation.scan)
     assert fine[0][observation.scan.lungs] == pytest.approx(1, abs=1e-4)
+
+
+def test_labels_found_slab_by_slab_are_those_of_the_whole_volume(observation, segmentation, monkeypatch):
+    monkeypatch.setattr("diffseglung.segment.SLAB_SLICES", 7)
+    sliced = to_labels(segmentation.posteriors, observation)
+    fine = [
+        resample_map(p, observation.scan.grid, observation.volume.grid) for p in segmentation.posteriors[:5]
+    ]
+    whole = np.where(observation.anatomy.lungs & (np.max(fine, axis=0) > 0), np.argmax(fine, axis=0) + 1, 0)
+    whole[observation.anatomy.lungs & (whole == 0)] = Tissue.HEALTHY
+    whole[observation.cavities] = Tissue.CAVITY
+    assert np.array_equal(sliced, whole)
+    assert np.array_equal(sliced, segmentation.labels)
+
+
+def test_far_from_the_training_is_told(observation, model):
+    near = teacher_distance(observation.cells, model)
+    assert 0 < near < 0.5  # the model was made of this very scan
+    noisy = replace(
+        observation.cells, descriptors=observation.cells.descriptors + 10 * model.standardiser.scale
+    )
+    assert teacher_distance(noisy, model) > 2
+    unknown = replace(observation.cells, descriptors=np.full_like(observation.cells.descriptors, np.nan))
+    assert teacher_distance(unknown, model) is None
+
+
+def test_the_share_that_is_close_to_a_guess_is_told(observation, model, segmentation):
+    assert 0 <= segmentation.uncertain_pct < 50
+    flat = np.full_like(segmentation.posteriors, 1 / len(TISSUES))
+    guess = decide(observation, model, posteriors=flat)
+    assert guess.uncertain_pct > segmentation.uncertain_pct
 
 
 def test_seconds_are_told_by_stage(segmentation):

@@ -19,6 +19,7 @@ from diffseglung.volume import (
     Volume,
     VolumeConfig,
     find_scans,
+    read_grid,
     read_labels,
     read_volume,
     resample,
@@ -327,7 +328,7 @@ def test_links_in_a_circle_and_what_is_no_file_are_refused(tmp_path):
     (tmp_path / "a.nii").symlink_to(tmp_path / "b.nii")
     (tmp_path / "b.nii").symlink_to(tmp_path / "a.nii")
     os.mkfifo(tmp_path / "pipe.nii")
-    for name, words in (("a.nii", "no such file"), ("pipe.nii", "neither a file nor a folder")):
+    for name, words in (("a.nii", "leads nowhere"), ("pipe.nii", "neither a file nor a folder")):
         with pytest.raises(UnreadableScan, match=words):
             read_volume(tmp_path / name)
 
@@ -507,3 +508,13 @@ def test_real_scans_are_read_and_written_back_to_the_voxel(tmp_path):
         again = read_volume(tmp_path / "out.nii")
         assert np.array_equal(again.source.to_stored(again.hu), volume.source.to_stored(volume.hu)), scan
         assert again.source.grid.matches(volume.source.grid, 1e-3), scan
+
+
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz", ".nrrd", ".mha"])
+def test_headers_alone_place_a_scan_as_reading_it_does(suffix, tmp_path):
+    stored, affine = turned(ORIENTATIONS[29], (10, 5, -3))
+    path = tmp_path / f"a{suffix}"
+    (write_nifti if suffix.startswith(".nii") else write_itk)(path, stored, affine)
+    grid, read = read_grid(path), read_volume(path).source.grid
+    assert grid.shape == read.shape
+    assert np.array_equal(grid.affine, read.affine)

@@ -31,6 +31,9 @@
       const wanted = state === "all" || row.dataset.state === state;
       row.hidden = !wanted || !words.every((word) => row.dataset.search.includes(word));
     }
+    for (const chip of all(".chip[data-words]")) {
+      chip.setAttribute("aria-pressed", String(chip.dataset.words === filter.value.trim().toLowerCase()));
+    }
     const count = visible().length;
     by("count").textContent = count === rows.length ? "" : `${count} of ${rows.length} shown`;
     by("nothing").hidden = count > 0;
@@ -58,6 +61,10 @@
   all(".chip[data-state]").forEach((chip, _, chips) => chip.addEventListener("click", () => {
     state = chip.dataset.state;
     for (const each of chips) each.setAttribute("aria-pressed", String(each === chip));
+    show();
+  }));
+  all(".chip[data-words]").forEach((chip) => chip.addEventListener("click", () => {
+    filter.value = chip.getAttribute("aria-pressed") === "true" ? "" : chip.dataset.words;
     show();
   }));
   body.addEventListener("click", (event) => {
