@@ -54,7 +54,7 @@ def started_cluster(cpus: int = 2, **env: str) -> Iterator[Cluster]:
     with log.open("w") as said:
         head = subprocess.Popen(command, env=own, stdout=said, stderr=said, start_new_session=True)
     try:
-        wait_for(dashboard, head, log)
+        wait_for(dashboard, head, "the cluster", log)
         yield Cluster(f"http://127.0.0.1:{dashboard}", own)
     finally:
         os.killpg(head.pid, signal.SIGKILL)  # nothing is worth saving, and Ray's reaper ends what is left
@@ -71,12 +71,12 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for(port: int, head: subprocess.Popen[bytes], log: Path) -> None:
-    """Until something listens there. Errors: RuntimeError with what the cluster said."""
+def wait_for(port: int, server: subprocess.Popen[bytes], what: str, log: Path | None = None) -> None:
+    """Until something listens there. Errors: RuntimeError with what the server said."""
     until = time.monotonic() + START_S
-    while time.monotonic() < until and head.poll() is None:
+    while time.monotonic() < until and server.poll() is None:
         with closing(socket.socket()) as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.2)
-    raise RuntimeError(f"the cluster did not start:\n{log.read_text()}")
+    raise RuntimeError(f"{what} did not start:\n{log.read_text() if log else ''}")

@@ -1,0 +1,52 @@
+"""An S3 of one's own on this machine: moto's server in a process of its own, which forgets everything at its end."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import boto3
+from made_cluster import free_ports, wait_for
+
+BUCKET = "lab"
+
+
+@dataclass(frozen=True)
+class S3:
+    """A bucket, and the environment that leads fsspec, pyarrow, boto3 and MLflow to it and nowhere else."""
+
+    env: dict[str, str]
+
+    def uri(self, name: str = "") -> str:
+        """The place of a file or folder in the bucket."""
+        return f"s3://{BUCKET}/{name}".rstrip("/")
+
+
+@contextmanager
+def started_s3() -> Iterator[S3]:
+    """An empty bucket. The environment is handed out and not set: see `monkeypatch.setenv`, `started_cluster`."""
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(port, server, "the S3 server")
+        env = {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "AWS_ACCESS_KEY_ID": "made-up",
+            "AWS_SECRET_ACCESS_KEY": "made-up-too",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        client = boto3.client(
+            "s3",
+            endpoint_url=env["AWS_ENDPOINT_URL"],
+            region_name=env["AWS_DEFAULT_REGION"],
+            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
+        )
+        client.create_bucket(Bucket=BUCKET)
+        yield S3(env)
+    finally:
+        server.kill()
+        server.wait()
