@@ -20,6 +20,8 @@ from ray.data import ActorPoolStrategy
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import UserError
+from diffseglung_ray.credentials import without_credentials
+from diffseglung_ray.metrics import counted_down
 from diffseglung_ray.progress import progress
 from diffseglung_ray.storage import Store
 
@@ -72,7 +74,7 @@ def attempts_in(store: Store) -> Iterator[Attempts]:
 
 def failed(case_id: str, reason: str) -> Row:
     """The row of a case that could not be done."""
-    return {"case_id": case_id, "status": "failed", "reason": reason}
+    return {"case_id": case_id, "status": "failed", "reason": without_credentials(reason)}
 
 
 def in_words(error: Exception) -> str:
@@ -111,7 +113,7 @@ def map_cases(
         num_gpus=workers.gpus or None,
         memory=workers.memory_bytes,
     )
-    yield from progress(rows.iter_rows(), len(cases), label)
+    yield from counted_down(progress(rows.iter_rows(), len(cases), label), len(cases), label)
 
 
 def only_case(batch: dict[str, Any]) -> Row:

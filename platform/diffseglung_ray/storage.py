@@ -14,7 +14,7 @@ import fsspec
 
 from diffseglung.volume import written_whole
 from diffseglung_ray.cluster import is_uri
-from diffseglung_ray.config import WrongArgument
+from diffseglung_ray.config import WrongArgument, refuse_credentials
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class Store:
     def at(place: str | Path) -> Store:
         """The store at a folder or URI; a local one is made absolute: workers work in other folders."""
         place = str(place).rstrip("/")
+        refuse_credentials("the place", place)
         return Store(place if is_uri(place) else str(Path(place).absolute()))
 
     @property

@@ -34,6 +34,7 @@ from diffseglung.schemas import RESULTS
 from diffseglung.segment import segment
 from diffseglung.volume import read_volume
 from diffseglung_ray.config import TrackingConfig, UserError, WrongArgument
+from diffseglung_ray.credentials import without_credentials
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's own limits
@@ -435,4 +436,4 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return without_credentials((str(error).strip() or type(error).__name__).splitlines()[0])
