@@ -45,7 +45,7 @@ def started_s3() -> Iterator[S3]:
         env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "made-up",
-            "AWS_SECRET_ACCESS_KEY": "made-up-too",
+            "AWS_SECRET_ACCESS_KEY": "made-up-secret-of-the-bucket",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 import fsspec
 import mlflow
@@ -16,7 +17,7 @@ from made_cluster import Cluster, Node, Program, ended, started_cluster
 from made_jobs import Ended
 from made_mlflow import started_mlflow
 from made_model import BROKEN, make_cohort
-from made_s3 import S3, started_s3
+from made_s3 import BUCKET, S3, started_s3
 
 from diffseglung_ray.segmentation import FILES
 
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.timeout(
 )  # nine programs with clusters to wait for, on a machine that may be busy
 
 CASES = 4
+PASSWORD = "correct-horse-battery"  # of the registry, in its address
 STEPS = 60
 # A node is dead when the head has missed it for some seconds, and not for a quarter of a minute.
 SOON_DEAD = {
@@ -40,7 +42,7 @@ class Lab:
     """What a lab has: a bucket, a registry, and a cluster whose head has no room for work."""
 
     s3: S3
-    registry: str
+    folder: Path
     cluster: Cluster
     files: fsspec.AbstractFileSystem
 
@@ -66,12 +68,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
             patch.setenv(name, value)
         registry = held.enter_context(started_mlflow(folder, s3.uri("mlflow"), s3.env))
         patch.setenv("MLFLOW_TRACKING_URI", registry)
-        env = {**s3.env, **SOON_DEAD, "MLFLOW_TRACKING_URI": registry}
+        known = registry.replace("://", f"://lab:{PASSWORD}@")
+        env = {**s3.env, **SOON_DEAD, "MLFLOW_TRACKING_URI": known}
         cluster = held.enter_context(started_cluster(cpus=0, **env))
         make_cohort(folder / "cohort", CASES)
         files = fsspec.filesystem("s3")
         files.put(f"{folder}/cohort", s3.uri("cohort"), recursive=True)
-        yield Lab(s3, registry, cluster, files)
+        yield Lab(s3, folder, cluster, files)
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +166,23 @@ def test_a_sweep_leaves_its_best_in_the_registry(lab: Lab, tuned: Ended) -> None
     assert "sweep.parquet" in lab.names("work")
     version = mlflow.MlflowClient().get_model_version_by_alias("diffseglung", "tuned")
     assert version.tags["check"] == "passed"
+
+
+def test_no_secret_is_left_anywhere(
+    lab: Lab, prepared: Ended, trained: Ended, tuned: Ended, segmented: Ended
+) -> None:
+    """Not in what was printed, nor in the bucket, the registry's database, or a log of the cluster or the registry."""
+    secrets = {
+        "token": lab.cluster.env["RAY_AUTH_TOKEN"],
+        "key": lab.s3.env["AWS_SECRET_ACCESS_KEY"],
+        "password": PASSWORD,
+    }
+    said = {
+        job.args[-1]: f"{job.stdout}{job.stderr}".encode() for job in (prepared, trained, tuned, segmented)
+    }
+    kept = {name: lab.files.cat_file(f"{BUCKET}/{name}") for name in lab.names("")}
+    logs = [p for p in (*lab.folder.rglob("*"), *lab.cluster.folder.rglob("*")) if p.is_file()]
+    assert {"mlflow.db", "gcs_server.out", "raylet.out"} <= {p.name for p in logs}
+    written = said | kept | {str(p): p.read_bytes() for p in logs}
+    for one in secrets.values():
+        assert [where for where, text in written.items() if one.encode() in text] == []
