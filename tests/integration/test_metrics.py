@@ -64,14 +64,19 @@ def exposed() -> str:
 
 @pytest.fixture(scope="module")
 def seen(out: Path) -> str:
-    """The same, once the last of our jobs is in it."""
+    """The same, once all processes have handed in what they counted; or what there is when that takes too long."""
     until = time.monotonic() + SECONDS_TO_WAIT
     while True:
         text = exposed()
-        if re.search(r'^ray_diffseglung_cases_total\{.*work="segment"', text, re.MULTILINE):
+        counted = [total(text, "ray_diffseglung_cases_total", work=work) for work in ("prepare", "segment")]
+        if (counted == [2, 2] and asked() <= names(text)) or time.monotonic() > until:
             return text
-        assert time.monotonic() < until, sorted(set(re.findall(r"^ray_diffseglung\w+", text, re.MULTILINE)))
         time.sleep(1)
+
+
+def names(seen: str) -> set[str]:
+    """The metrics in a text for Prometheus."""
+    return set(re.findall(r"^(ray_\w+)", seen, re.MULTILINE))
 
 
 def total(seen: str, name: str, **labels: str) -> float:
@@ -85,14 +90,14 @@ def total(seen: str, name: str, **labels: str) -> float:
 def test_every_case_is_counted_by_what_became_of_it(seen: str, work: str) -> None:
     assert total(seen, "ray_diffseglung_cases_total", work=work, status="ok") == 1
     assert total(seen, "ray_diffseglung_cases_total", work=work, status="failed") == 1
-    assert total(seen, "ray_diffseglung_stage_seconds_count", work=work, stage="case") == 2
+    assert total(seen, "ray_diffseglung_case_seconds_count", work=work) == 2
 
 
 def test_the_stages_of_a_case_are_within_its_seconds(seen: str) -> None:
     stages = ("anatomy", "cavities", "cells", "features", "mixture", "refine", "labels")
-    spent = [total(seen, "ray_diffseglung_stage_seconds_sum", work="segment", stage=s) for s in stages]
+    spent = [total(seen, "ray_diffseglung_stage_seconds_total", work="segment", stage=s) for s in stages]
     assert min(spent) > 0
-    assert sum(spent) < total(seen, "ray_diffseglung_stage_seconds_sum", work="segment", stage="case")
+    assert sum(spent) < total(seen, "ray_diffseglung_stage_seconds_total", work="segment", stage="case")
 
 
 def test_patches_are_counted(seen: str) -> None:
@@ -108,12 +113,29 @@ def queries() -> Iterator[str]:
             yield target["expr"]
 
 
+def asked() -> set[str]:
+    """The metrics that the dashboard asks for."""
+    return {name for query in queries() for name in re.findall(r"\bray_\w+", query)}
+
+
 def test_the_dashboard_asks_for_nothing_that_is_not_exposed(seen: str) -> None:
-    asked = {name for query in queries() for name in re.findall(r"\bray_\w+", query)}
-    there = set(re.findall(r"^(ray_\w+)", seen, re.MULTILINE))
-    assert asked - there == set()
-    ours = {name for name in there if re.fullmatch(r"ray_diffseglung_\w+(?<!_created)", name)}
-    assert {name for name in ours - asked if not name.endswith(("_sum", "_count"))} == set()
+    assert asked() - names(seen) == set()
+
+
+def test_the_dashboard_shows_all_that_is_ours(seen: str) -> None:
+    ours = {name for name in names(seen) if name.startswith("ray_diffseglung_")}
+    assert {name for name in ours - asked() if not name.endswith(("_sum", "_count", "_created"))} == set()
+
+
+@pytest.mark.parametrize("query", list(queries()))
+def test_a_query_asks_for_labels_that_its_metrics_have(seen: str, query: str) -> None:
+    groups = re.findall(r"by \(([^)]*)\)", query)
+    labels = {label.strip() for group in groups for label in group.split(",")}
+    labels |= set(re.findall(r"[{,](\w+)!?=", query))
+    labels -= {"", "instance", "le"}  # the last two are Prometheus's own: whom it asked, and a bucket's end
+    for name in re.findall(r"\bray_\w+", query):
+        lines = [line for line in seen.splitlines() if line.startswith(f"{name}{{")]
+        assert {label for label in labels if not any(f'{label}="' in line for line in lines)} == set()
 
 
 def test_a_cases_end_is_a_line_of_json_in_the_workers_log(out: Path) -> None:
