@@ -95,7 +95,9 @@ def started_cluster(cpus: int = 2, **env: str) -> Iterator[Cluster]:
     gcs, dashboard, agent, client = free_ports(4)
     own = {key: value for key, value in os.environ.items() if not is_of_the_outside(key)}
     own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), **env}
-    own.setdefault("RAY_raylet_start_wait_time_s", str(START_S))  # half a minute is too short on a busy machine
+    own.setdefault(
+        "RAY_raylet_start_wait_time_s", str(START_S)
+    )  # half a minute is too short on a busy machine
     own["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{own['PATH']}"
     ports = {"port": gcs, "dashboard-port": dashboard, "dashboard-agent-listen-port": agent}
     ports["ray-client-server-port"] = client

@@ -1,10 +1,13 @@
 """A password that stands in an address or an error goes no further."""
 
+import os
 import subprocess
 import sys
 
+import mlflow
 import pytest
 
+from diffseglung_ray import tracking
 from diffseglung_ray.cases import failed
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import UserError, WrongArgument, run_job
@@ -56,6 +59,8 @@ def test_a_registry_that_does_not_answer_is_named_without_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://lab:{SECRET}@127.0.0.1:9")
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "another, to be taken away again")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
     def main() -> None:
@@ -65,8 +70,21 @@ def test_a_registry_that_does_not_answer_is_named_without_them(
         run_job(main)
     said = capsys.readouterr().err
     assert end.value.code == 1
-    assert "no MLflow at http://***@127.0.0.1:9" in said
+    assert "no MLflow at http://127.0.0.1:9" in said
     assert SECRET not in said
+
+
+def test_the_login_of_a_registry_reaches_mlflow_beside_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://lab:{SECRET}%40@127.0.0.1:9/mlflow")
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "taken away again at the end of the test")
+        monkeypatch.delenv(name)
+    tracking._mlflow()
+    assert tracking.tracking_uri() == mlflow.get_tracking_uri() == "http://127.0.0.1:9/mlflow"
+    assert (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]) == (
+        "lab",
+        f"{SECRET}@",
+    )
 
 
 def test_an_error_that_nobody_expected_keeps_its_traceback_but_not_the_password() -> None:
