@@ -80,9 +80,14 @@ class Model:
             raise ValueError(
                 f"{folder} was taught by other descriptors than this version computes; train it again"
             )
-        config: Config = from_dict(description["config"])
-        standardiser = Standardiser.from_dict(description["teacher"]["standardiser"])
-        student = Student(config.student)
+        try:
+            config: Config = from_dict(description["config"])
+            standardiser = Standardiser.from_dict(description["teacher"]["standardiser"])
+            student = Student(config.student)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{folder} holds a damaged model: its settings are none of ours ({error})"
+            ) from error
         load_weights(student, weights)
         return Model(
             config=config,

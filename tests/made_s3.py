@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import boto3
 from made_cluster import free_ports, wait_for
@@ -22,6 +23,16 @@ class S3:
         """The place of a file or folder in the bucket."""
         return f"s3://{BUCKET}/{name}".rstrip("/")
 
+    def client(self) -> Any:
+        """boto3's, for what file systems do not do."""
+        return boto3.client(
+            "s3",
+            endpoint_url=self.env["AWS_ENDPOINT_URL"],
+            region_name=self.env["AWS_DEFAULT_REGION"],
+            aws_access_key_id=self.env["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=self.env["AWS_SECRET_ACCESS_KEY"],
+        )
+
 
 @contextmanager
 def started_s3() -> Iterator[S3]:
@@ -34,19 +45,13 @@ def started_s3() -> Iterator[S3]:
         env = {
             "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": "made-up",
-            "AWS_SECRET_ACCESS_KEY": "made-up-too",
+            "AWS_SECRET_ACCESS_KEY": "made-up-secret-of-the-bucket",
             "AWS_DEFAULT_REGION": "us-east-1",
             "AWS_EC2_METADATA_DISABLED": "true",
         }
-        client = boto3.client(
-            "s3",
-            endpoint_url=env["AWS_ENDPOINT_URL"],
-            region_name=env["AWS_DEFAULT_REGION"],
-            aws_access_key_id=env["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=env["AWS_SECRET_ACCESS_KEY"],
-        )
-        client.create_bucket(Bucket=BUCKET)
-        yield S3(env)
+        s3 = S3(env)
+        s3.client().create_bucket(Bucket=BUCKET)
+        yield s3
     finally:
         server.kill()
         server.wait()

@@ -20,6 +20,8 @@ from ray.data import ActorPoolStrategy
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import UserError
+from diffseglung_ray.credentials import without_credentials
+from diffseglung_ray.metrics import counted_down
 from diffseglung_ray.progress import progress
 from diffseglung_ray.storage import CannotWrite, Store
 
@@ -85,7 +87,7 @@ def attempts_in(store: Store) -> Iterator[Attempts]:
 
 def failed(case_id: str, reason: str) -> Row:
     """The row of a case that could not be done."""
-    return {"case_id": case_id, "status": "failed", "reason": reason}
+    return {"case_id": case_id, "status": "failed", "reason": without_credentials(reason)}
 
 
 def in_words(error: Exception) -> str:
@@ -129,7 +131,7 @@ def map_cases(
         label_selector=workers.label_selector,
     )
     unwritten = 0
-    for row in progress(rows.iter_rows(), len(cases), label):
+    for row in counted_down(progress(rows.iter_rows(), len(cases), label), len(cases), label):
         unwritten = unwritten + 1 if (row["reason"] or "").startswith(UNWRITTEN) else 0
         if unwritten >= MOST_UNWRITTEN:
             raise CannotWrite(f"{row['reason'].removeprefix(f'{UNWRITTEN}: ')}; {GO_ON}")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import ray
 import ray.data
+from ray._private import ray_constants
 
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 
@@ -66,7 +67,17 @@ def ray_cluster(resources: ResourceConfig) -> Iterator[None]:
         ray.shutdown()
 
 
+def keep_to_this_machine() -> None:
+    """Let a Ray that is started from here listen on loopback alone; by itself it listens on every network.
+
+    What it does where it knows no clusters (macOS, Windows) it does here too: there is no option for it.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"  # for the processes that it starts
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read from there when Ray was imported
+
+
 def _start(resources: ResourceConfig) -> None:
+    keep_to_this_machine()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Nobody takes away the machine under one's own Ray: one process less for each training to wait for.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")

@@ -28,7 +28,7 @@ from diffseglung.gate import UnreadableScan, VolumeConfig
 from diffseglung.scans import COMPANION_FOLDERS, COMPANIONS, find_scans
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cluster import is_uri
-from diffseglung_ray.config import WrongArgument
+from diffseglung_ray.config import WrongArgument, refuse_credentials
 
 MANIFESTS = (".csv", ".parquet")
 IMAGES = (".nii", ".nii.gz", ".nrrd", ".mha")  # one file each; the others need a second file beside them
@@ -59,6 +59,7 @@ def find_cohort(place: str | Path) -> list[Case]:
     One bad row does not stop the others: such a case carries its `problem`.
     """
     place = str(place)
+    refuse_credentials("the cohort", place)
     if place.lower().endswith(MANIFESTS):
         cases = _from_manifest(place)
     elif is_uri(place):
@@ -304,7 +305,17 @@ def local_copy(place: str) -> Iterator[Path]:
     try:
         filesystem, remote = fsspec.core.url_to_fs(place)
         target = folder / PurePosixPath(remote).name
-        filesystem.get(remote, str(target), recursive=filesystem.isdir(remote))
+        is_folder = filesystem.isdir(remote)
+        if is_folder:
+            _refuse_climbing(place, filesystem.find(remote))
+        filesystem.get(remote, str(target), recursive=is_folder)
         yield target
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _refuse_climbing(place: str, names: list[str]) -> None:
+    """In a bucket any name is a name: `series/../../x` would be written outside the folder that it is fetched to."""
+    climbing = [name for name in names if ".." in PurePosixPath(name).parts]
+    if climbing:
+        raise UnreadableScan(f"{place} holds a file named {climbing[0]}, which leads out of it")

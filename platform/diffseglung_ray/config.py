@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from diffseglung.config import RECIPES, Config, digest, recipe
 from diffseglung.frozen import frozen
+from diffseglung_ray.credentials import has_credentials, hide_in_tracebacks, without_credentials
 
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9._/-]*[A-Za-z0-9])?"
 
@@ -208,6 +209,15 @@ def resources_from(args: argparse.Namespace) -> ResourceConfig:
     return load_config(args.recipe or next(iter(RECIPES)), args.config, args.sets).resources
 
 
+def refuse_credentials(argument: str, place: str) -> None:
+    """A place is written into logs, tables and reports, where no password belongs. Errors: WrongArgument."""
+    if has_credentials(place):
+        raise WrongArgument(
+            f"{argument} {without_credentials(place)} would carry its credentials into logs and tables: leave them "
+            "out, and give them in the environment (AWS_ACCESS_KEY_ID, ...) or in a file of the machine"
+        )
+
+
 class JobParser(argparse.ArgumentParser):
     """Arguments of a job: a wrong one ends the job 2 with one line; nothing is abbreviated or guessed."""
 
@@ -264,10 +274,11 @@ def share(text: str) -> float:
 
 def run_job(main: Callable[[], int | None]) -> NoReturn:
     """Run a job's `main` and end the process: 0 done, 1 it did not succeed, 2 a wrong argument."""
+    hide_in_tracebacks()
     try:
         code = main() or 0
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        print(f"{Path(sys.argv[0]).name}: {without_credentials(str(error))}", file=sys.stderr)
         code = 2 if isinstance(error, WrongArgument) else 1
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)

@@ -30,6 +30,8 @@ from diffseglung_ray.cases import (
 from diffseglung_ray.cluster import case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
+from diffseglung_ray.credentials import without_credentials
+from diffseglung_ray.metrics import case_ended
 from diffseglung_ray.processes import use_threads
 from diffseglung_ray.storage import Store
 
@@ -72,7 +74,8 @@ class CasePreparer:
         row = self.attempts.guarded(case["case_id"], lambda: self.prepare(case))
         if row["status"] == "failed":
             self.store.remove(part_name(case["case_id"]))
-        return pa.Table.from_pylist([row | {"image": case["image"]}], schema=CASES)
+        case_ended("prepare", row)
+        return pa.Table.from_pylist([row | {"image": without_credentials(case["image"])}], schema=CASES)
 
     def prepare(self, case: Row) -> Row:
         """Make the case's file, unless the same one is there. Errors in words."""

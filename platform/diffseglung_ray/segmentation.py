@@ -37,6 +37,7 @@ from diffseglung_ray.cases import (
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
+from diffseglung_ray.metrics import case_ended
 from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import FetchedModel, ModelNotFound, fetch_model
@@ -188,6 +189,7 @@ class CaseSegmenter:
         row = self.attempts.guarded(case["case_id"], lambda: self.segment(case))
         if row["status"] == "failed":
             row = self.without(row)
+        case_ended("segment", row)
         return pa.Table.from_pylist([row], schema=RESULTS)
 
     def without(self, row: Row) -> Row:
@@ -215,7 +217,7 @@ class CaseSegmenter:
         with self.store.folder(folder_of(case_id), last="result.json") as folder:
             wanted = "probabilities.nii.gz" in self.files
             write_case(folder, loaded.volume, segmentation, result, probabilities=wanted)
-        return result.row()
+        return result.row() | {"stages": segmentation.seconds}
 
     def done_before(self, case_id: str, input_sha256: str | None) -> Row | None:
         """The row of a case whose files are all there, from the same model, settings and input."""

@@ -15,7 +15,7 @@ import fsspec
 
 from diffseglung.volume import WRITING, written_whole
 from diffseglung_ray.cluster import is_uri
-from diffseglung_ray.config import UserError, WrongArgument
+from diffseglung_ray.config import UserError, WrongArgument, refuse_credentials
 
 # They have no folders, and to make one for a misspelt bucket would be to make the bucket.
 BUCKETS = ("s3://", "s3a://", "gs://", "gcs://", "az://", "abfs://", "abfss://")
@@ -35,6 +35,7 @@ class Store:
     def at(place: str | Path) -> Store:
         """The store at a folder or URI; a local one is made absolute: workers work in other folders."""
         place = str(place).rstrip("/")
+        refuse_credentials("the place", place)
         return Store(place if is_uri(place) else str(Path(place).absolute()))
 
     @property

@@ -22,6 +22,7 @@ from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pandas as pd
 import pyarrow as pa
@@ -34,8 +35,10 @@ from diffseglung.schemas import RESULTS
 from diffseglung.segment import segment
 from diffseglung.volume import read_volume
 from diffseglung_ray.config import TrackingConfig, UserError, WrongArgument
+from diffseglung_ray.credentials import without_credentials
 
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
+SERVER_LOGIN = r"(https?://)([^/@]+)@"  # where a server's address brings a user and a password
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's own limits
 
 
@@ -180,8 +183,12 @@ def check_tracking(nodes: int) -> str:
 
 
 def tracking_uri() -> str:
-    """Where runs are tracked: `MLFLOW_TRACKING_URI`, else `mlflow.db` here. Relative files are made absolute."""
+    """Where runs are tracked: `MLFLOW_TRACKING_URI`, else `mlflow.db` here. Relative files are made absolute.
+
+    The user and password of a server's address are left out: see `_log_in`.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI", "") or "sqlite:///mlflow.db"
+    uri = re.sub(SERVER_LOGIN, r"\1", uri)
     relative = re.fullmatch(r"sqlite:///(?!/)(.+)", uri)
     return f"sqlite:///{Path(relative[1]).resolve()}" if relative else uri
 
@@ -309,8 +316,18 @@ def _predict(model: Model, request: dict[str, Any]) -> dict[str, Any]:
     return result.row()
 
 
+def _log_in() -> None:
+    """Hand the user and password of the server's address to MLflow where it never prints them: it does print links."""
+    login = re.match(SERVER_LOGIN, os.environ.get("MLFLOW_TRACKING_URI", ""))
+    if login:
+        user, _, password = login[2].partition(":")
+        os.environ.setdefault("MLFLOW_TRACKING_USERNAME", unquote(user))
+        os.environ.setdefault("MLFLOW_TRACKING_PASSWORD", unquote(password))
+
+
 def _mlflow() -> Any:
     """mlflow, pointed at the right place, sending nothing home, and saying only what a user can act on."""
+    _log_in()
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
@@ -440,4 +457,4 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return without_credentials((str(error).strip() or type(error).__name__).splitlines()[0])

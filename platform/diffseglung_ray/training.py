@@ -35,6 +35,7 @@ from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.volume import Volume, write_volume
 from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
+from diffseglung_ray.credentials import without_credentials
 from diffseglung_ray.fitting import gather_cells
 from diffseglung_ray.progress import progress
 from diffseglung_ray.reports import Mailbox, Report
@@ -176,7 +177,7 @@ def distil(
     trainer = TorchTrainer(
         train_process,
         train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=_scaling(config, workers),
+        scaling_config=_scaling(config, workers, job.held),
         run_config=ray.train.RunConfig(
             name=run.id,
             storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
@@ -198,13 +199,15 @@ def distil(
     return student.eval().requires_grad_(False), metrics, drawn
 
 
-def _scaling(config: RunConfig, workers: Workers) -> ray.train.ScalingConfig:
+def _scaling(config: RunConfig, workers: Workers, held: bool) -> ray.train.ScalingConfig:
+    # Without readers to leave room for, whole CPUs: with less, Ray would put both workers of two small nodes on one.
+    cpus = workers.cpus if held else cpus_beside_readers(workers)
     fewest = config.resources.min_workers
     return ray.train.ScalingConfig(
         num_workers=(fewest, workers.count) if fewest and fewest < workers.count else workers.count,  # type: ignore[arg-type]
         use_gpu=workers.gpus > 0,
         resources_per_worker={
-            "CPU": cpus_beside_readers(workers),
+            "CPU": cpus,
             **({"GPU": workers.gpus} if workers.gpus else {}),
         },
         label_selector=workers.label_selector,  # type: ignore[call-arg]
@@ -260,7 +263,9 @@ def _log(reports: list[Report], run: Run) -> list[Report]:
             run.log_metrics(int(one["step"]), {k: v for k, v in one.items() if k != "step"})
         except Exception as error:
             # A tracking server that is away for a while must not end days of training.
-            logger.warning("MLflow did not take the metrics of step %d: %s", one["step"], error)
+            logger.warning(
+                "MLflow did not take the metrics of step %d: %s", one["step"], without_credentials(str(error))
+            )
             return reports[index:]
     return []
 

@@ -25,6 +25,7 @@ from diffseglung.distill import Batch, Distillation, TrainConfig, distill
 from diffseglung.generate import sample
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import Standardiser
+from diffseglung_ray.metrics import patches_seen
 from diffseglung_ray.processes import import_network, use_threads
 from diffseglung_ray.reports import Report
 from diffseglung_ray.workspace import Workspace
@@ -82,6 +83,7 @@ def train_process(config: dict[str, Any]) -> None:
             continue
         mean = {key: float(np.mean([m[key] for m in seen])) for key in seen[0]}
         mean |= {"step": step, "processes": world}
+        patches_seen("train", len(seen) * settings.batch // world)
         seen = []
         if rank == 0:
             sent = config["mailbox"].put.remote(mean)

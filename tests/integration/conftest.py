@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import pytest
 import ray
 
+from diffseglung_ray.cluster import keep_to_this_machine
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cluster() -> Iterator[None]:
@@ -18,6 +20,7 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
     os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    keep_to_this_machine()
     ray.init(
         address="local",
         num_cpus=2,
