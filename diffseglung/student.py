@@ -64,12 +64,25 @@ class Student(nn.Module):
         bottleneck, skips, embedding = self.unet.encode(self._fold(noisy, lungs), t)
         return unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold), bottleneck
 
-    def encode(self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The bottleneck alone; the decoder is not run."""
-        return self.unet.encode(self._fold(noisy, lungs), t)[0]
+    def encode(
+        self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor, levels: int = 1
+    ) -> torch.Tensor:
+        """The bottleneck alone; the decoder is not run.
+
+        With `levels` above 1 beside it the last features of as many levels, all on the finest one's grid.
+        """
+        bottleneck, skips, _ = self.unet.encode(self._fold(noisy, lungs), t)
+        above = [last_of_width(skips, bottleneck.shape[-1] << level) for level in range(1, levels)]
+        finest = (above or [bottleneck])[-1].shape[2:]
+        return torch.cat([F.interpolate(x, size=finest, mode="nearest") for x in (bottleneck, *above)], dim=1)
 
     def _fold(self, noisy: torch.Tensor, lungs: torch.Tensor) -> torch.Tensor:
         return fold(torch.cat([noisy, lungs.to(noisy.dtype)], dim=1), self.config.fold)
+
+
+def last_of_width(skips: list[torch.Tensor], width: int) -> torch.Tensor:
+    """The deepest of the encoder's features (b, c, z, y, x) whose x is so many positions."""
+    return next(skip for skip in reversed(skips) if skip.shape[-1] == width)
 
 
 def fold(x: torch.Tensor, n: int) -> torch.Tensor:
