@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +13,13 @@ from typing import Any
 
 import mlflow
 import pytest
+import ray
 import ray.train
 from made_workspace import made_workspace
 from ray import cloudpickle
 
+import diffseglung
+import diffseglung_ray
 from diffseglung.model import Model
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
@@ -158,6 +163,93 @@ def test_a_killed_worker_changes_nothing(
     assert dict(curve(run.id)) == dict(curve(trained.run_id))
 
 
+DRIVER = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import ray
+from diffseglung_ray.config import load_config
+from diffseglung_ray import training
+import test_training
+training.MEMORY_BYTES = 0
+test_training.kill_at_step_5(training, sys.argv[2])
+ray.init(address=sys.argv[3], log_to_driver=False)
+training.train(test_training.SMOKE, sys.argv[4], init=sys.argv[5])
+"""
+
+
+def kill_at_step_5(module: Any, diary: str, victims: tuple[str, ...] = ("driver", "controller")) -> None:
+    """Let each training process write down its steps; rank 0 kills one victim at step 5 of each life, in turn."""
+    folder = Path(diary)
+
+    def fragile(config: dict[str, Any]) -> None:
+        from diffseglung_ray import training_process as inside
+
+        whole = inside.distill
+
+        def steps(*args: Any, **kwargs: Any) -> Iterator[tuple[int, dict[str, float]]]:
+            life = len(list(folder.iterdir())) + 1 if kwargs["rank"] == 0 else 0
+            for step, metrics in whole(*args, **kwargs):
+                if life:
+                    with (folder / str(life)).open("a") as lines:
+                        lines.write(f"{step} ")
+                if life and step == 5 and life <= len(victims):
+                    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+                    os.kill(victim(victims[life - 1], folder), signal.SIGKILL)
+                    time.sleep(600)  # until whoever looks after this process ends it too
+                yield step, metrics
+
+        inside.distill = steps
+        try:
+            inside.train_process(config)
+        finally:
+            inside.distill = whole
+
+    module.train_process = fragile
+
+
+def victim(name: str, folder: Path) -> int:
+    """The process that started the job, or the one that directs Ray Train on this machine for it."""
+    if name == "driver":
+        return int((folder.parent / "driver").read_text())
+    controllers = [
+        int(place.name)
+        for place in Path("/proc").iterdir()
+        if place.name.isdigit()
+        and b"TrainController" in (place / "cmdline").read_bytes()
+        and f"PPid:\t{os.getppid()}\n" in (place / "status").read_text()
+    ]
+    (found,) = controllers
+    return found
+
+
+def test_a_killed_job_goes_on_in_its_run_and_so_without_its_controller(
+    trained: TrainedModel, workspace: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    diary = tmp_path / "lives"
+    diary.mkdir()
+    monkeypatch.setattr(training, "train_process", training.train_process)  # as it was, afterwards
+    kill_at_step_5(training, str(diary))
+    # The finished run of the fixture is not gone on with; another alias is no other training.
+    address = ray.get_runtime_context().gcs_address
+    paths = [str(Path(module.__file__).parents[1]) for module in (diffseglung_ray, diffseglung)]
+    words = (
+        json.dumps([*paths, str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+        str(diary),
+        address,
+    )
+    job = subprocess.Popen([sys.executable, "-c", DRIVER, *words, workspace, str(model)])
+    (tmp_path / "driver").write_text(str(job.pid))
+    assert job.wait(timeout=600) == -signal.SIGKILL
+    again = train(SMOKE, workspace, init=str(model))
+    lives = [(diary / str(life)).read_text().split() for life in (1, 2, 3)]
+    assert lives == [["1", "2", "3", "4", "5"], ["4", "5"], ["4", "5", "6"]]
+    assert again.run_id != trained.run_id
+    runs = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'train smoke'")
+    assert set(runs["run_id"]) == {trained.run_id, again.run_id}
+    assert curve(again.run_id) == curve(trained.run_id)
+    assert_same_weights(load(again, tmp_path / "again").student, load(trained, tmp_path / "once").student)
+
+
 def test_cells_gathered_by_actors_are_those_gathered_here(
     trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -194,6 +286,15 @@ def test_a_batch_that_cannot_be_filled_is_refused() -> None:
         check_sizes(100, SMOKE.train, 3)
     with pytest.raises(WrongArgument, match="prepare more cases"):
         check_sizes(3, SMOKE.train, 1)
+
+
+def test_a_run_may_go_on_with_fewer_processes_only_where_that_was_asked_for() -> None:
+    workers = Workers(4, 1, 0.0, None)
+    for fewest, asked in ((0, 4), (2, (2, 4)), (4, 4)):
+        config = replace(SMOKE, resources=replace(SMOKE.resources, workers=4, min_workers=fewest))
+        scaling = training._scaling(config, workers)
+        assert scaling.num_workers == asked
+        assert scaling.elasticity_enabled == isinstance(asked, tuple)
 
 
 def test_an_elastic_run_takes_the_largest_batch_that_divides() -> None:
