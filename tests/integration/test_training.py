@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ray import cloudpickle
 
 import diffseglung
 import diffseglung_ray
+from diffseglung.distill import Distillation, distill
 from diffseglung.model import Model
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
@@ -28,7 +30,7 @@ from diffseglung_ray.cluster import Workers, train_workers
 from diffseglung_ray.config import RunConfig, WrongArgument, load_config
 from diffseglung_ray.tracking import Run, fetch_model, start_run
 from diffseglung_ray.training import TrainedModel, check_sizes, train
-from diffseglung_ray.training_process import fit_to
+from diffseglung_ray.training_process import COLUMNS, MEMORY_BYTES, fit_to, in_memory
 from diffseglung_ray.workspace import fit_standardiser, open_workspace
 
 # Workers do not find the module of a test by its name.
@@ -36,6 +38,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 # Another seed than that of the model it starts from, whose weights chance would otherwise draw again.
 SMOKE = load_config("smoke", None, ["resources.workers=2", "train.seed=1"])
+ALONE = load_config("smoke", None, ["resources.workers=1", "train.seed=2"])
 
 pytestmark = pytest.mark.timeout(900)  # several trainings, each with processes to start
 
@@ -67,12 +70,15 @@ def trained(workspace: str, model: Path) -> TrainedModel:
     return train(SMOKE, workspace, init=str(model))
 
 
-def distilled(config: RunConfig, place: str, name: str, init: Student | None = None) -> tuple[Student, Run]:
+def distilled(
+    config: RunConfig, place: str, name: str, init: Student | None = None, go_on: bool = False
+) -> tuple[Student, Run]:
     """The part of a training that may be disturbed, without what comes after it."""
     workspace = open_workspace(place, config.method)
     standardiser = fit_standardiser(workspace, config.method)
     weights = init.state_dict() if init else None
-    with start_run(config.method, config.tracking, name=name, manifest=workspace.manifest) as run:
+    details = {"name": name, "manifest": workspace.manifest, "go_on": go_on}
+    with start_run(config.method, config.tracking, **details) as run:
         workers = train_workers(config.resources)
         student, _, _ = training.distil(config, workspace, standardiser, workers, run, weights)
     return student, run
@@ -167,13 +173,11 @@ DRIVER = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[1])
 import ray
-from diffseglung_ray.config import load_config
 from diffseglung_ray import training
 import test_training
-training.MEMORY_BYTES = 0
 test_training.kill_at_step_5(training, sys.argv[2])
 ray.init(address=sys.argv[3], log_to_driver=False)
-training.train(test_training.SMOKE, sys.argv[4], init=sys.argv[5])
+test_training.distilled(test_training.ALONE, sys.argv[4], "mortal", go_on=True)
 """
 
 
@@ -223,31 +227,39 @@ def victim(name: str, folder: Path) -> int:
 
 
 def test_a_killed_job_goes_on_in_its_run_and_so_without_its_controller(
-    trained: TrainedModel, workspace: str, model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     diary = tmp_path / "lives"
     diary.mkdir()
+    monkeypatch.setattr(training, "MEMORY_BYTES", MEMORY_BYTES)  # held: a life begins sooner
     monkeypatch.setattr(training, "train_process", training.train_process)  # as it was, afterwards
     kill_at_step_5(training, str(diary))
-    # The finished run of the fixture is not gone on with; another alias is no other training.
-    address = ray.get_runtime_context().gcs_address
     paths = [str(Path(module.__file__).parents[1]) for module in (diffseglung_ray, diffseglung)]
-    words = (
-        json.dumps([*paths, str(Path(__file__).parent), str(Path(__file__).parents[1])]),
-        str(diary),
-        address,
-    )
-    job = subprocess.Popen([sys.executable, "-c", DRIVER, *words, workspace, str(model)])
+    paths += [str(Path(__file__).parents[i]) for i in (0, 1)]
+    words = (json.dumps(paths), str(diary), ray.get_runtime_context().gcs_address, workspace)
+    job = subprocess.Popen([sys.executable, "-c", DRIVER, *words])
     (tmp_path / "driver").write_text(str(job.pid))
     assert job.wait(timeout=600) == -signal.SIGKILL
-    again = train(SMOKE, workspace, init=str(model))
+    student, run = distilled(ALONE, workspace, "mortal", go_on=True)
     lives = [(diary / str(life)).read_text().split() for life in (1, 2, 3)]
     assert lives == [["1", "2", "3", "4", "5"], ["4", "5"], ["4", "5", "6"]]
-    assert again.run_id != trained.run_id
-    runs = mlflow.search_runs(search_all_experiments=True, filter_string="run_name = 'train smoke'")
-    assert set(runs["run_id"]) == {trained.run_id, again.run_id}
-    assert curve(again.run_id) == curve(trained.run_id)
-    assert_same_weights(load(again, tmp_path / "again").student, load(trained, tmp_path / "once").student)
+    (only,) = mlflow.search_runs([run.experiment_id], "tags.`mlflow.source.name` = 'mortal'")["run_id"]
+    assert only == run.id
+    assert mlflow.get_run(run.id).info.status == "FINISHED"
+    losses, undisturbed = without_ray(ALONE, workspace)
+    steps, values = zip(*curve(run.id), strict=True)
+    assert steps == (1, 2, 3, 4, 5, 6)
+    assert values == pytest.approx(losses, rel=1e-6)
+    assert_same_weights(student, undisturbed, within=1e-6)
+
+
+def without_ray(config: RunConfig, place: str) -> tuple[list[float], Student]:
+    """The same training in this process, by nobody disturbed."""
+    opened = open_workspace(place, config.method)
+    run = Distillation(config.student, config.train, fit_standardiser(opened, config.method))
+    epoch_of = in_memory(opened.share(COLUMNS, 0, 1), config.train.micro_batch(1))
+    batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
+    return [metrics["loss"] for _, metrics in distill(run, batches)], run.ema
 
 
 def test_cells_gathered_by_actors_are_those_gathered_here(
