@@ -64,6 +64,8 @@ Numbers = dict[str, float]
 def ways(steps: int) -> dict[str, tuple[str, Config]]:
     """What is compared: name -> (in words, settings). The teacher is heard from 3/16 of the steps, fully from 3/8."""
     base = recipe("demo")
+    unskipped = base.student
+    base = replace(base, student=replace(base.student, input_skip=True))
     base = replace(base, train=replace(base.train, steps=steps, warmup=(3 * steps // 16, 3 * steps // 8)))
     fine = replace(
         base,
@@ -84,6 +86,8 @@ def ways(steps: int) -> dict[str, tuple[str, Config]]:
         "local, two levels": ("as local; the level above the bottleneck is read too, on 8 mm", two),
         "fine": ("a bottleneck of 8 mm against 24 mm windows", fine),
         "fine, off": ("the same, weight 0", told(fine, "none")),
+        "off, no skip": ("weight 0, student.input_skip off", replace(told(base, "none"), student=unskipped)),
+        "local, no skip": ("as local, student.input_skip off", replace(base, student=unskipped)),
         "context": ("each position against the 64 mm around it", replace(base, patches=wide)),
     }
 
@@ -150,6 +154,7 @@ class Cohorts:
     """The phantoms to learn from and the unseen ones; what is worked out of them is kept in `place`."""
 
     def __init__(self, place: Path, config: Config) -> None:
+        plain = replace(config.student, input_skip=False)  # which patches do not depend on
         memory = Memory(place / "kept", verbose=0)
         look_once, cut_once = memory.cache(look), memory.cache(cut_patches)
         self.patients: dict[str, list[Patient]] = {}
@@ -167,7 +172,7 @@ class Cohorts:
                 look_once(*pair, config.patches, stride) for pair in zip(images, truths, strict=True)
             ]
             self.patches[name] = [
-                cut_once(i, image, config.patches, config.student) for i, image in zip(ids, images, strict=True)
+                cut_once(i, image, config.patches, plain) for i, image in zip(ids, images, strict=True)
             ]  # fmt: skip
 
 
@@ -281,7 +286,7 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
         student.load_state_dict(load_file(weights))
     else:
         run, standardiser = train(config, patches)
-        found |= retrieval(run, cohorts.patches["test"]) if config.train.variant != "none" else {}
+        found |= retrieval(run, cohorts.patches["test"])
         student = run.ema.eval()
         save_file(student.state_dict(), place / f"{way}-{seed}.safetensors")
     student.requires_grad_(False)
@@ -379,8 +384,8 @@ def table(done: list[dict], steps: int) -> str:
     said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(steps).items())
     lines += [
         "",
-        f"{steps} steps of recipe demo, {TRAIN_CASES} training phantoms (seed {TRAIN_SEED}), {TEST_CASES} unseen ones "
-        f"(seed {TEST_SEED}), mean ± standard deviation over seeds. {said}.",
+        f"{steps} steps of recipe demo with student.input_skip, {TRAIN_CASES} training phantoms (seed {TRAIN_SEED}), "
+        f"{TEST_CASES} unseen ones (seed {TEST_SEED}), mean ± standard deviation over seeds. {said}.",
         "",
         "Probes: mean recall over the six tissues of 8 mm cells of unseen scans, taught on the truth of training "
         f"phantoms (for measuring alone), {PROBE_CELLS} cells a tissue; physics: descriptors + HU percentiles. "

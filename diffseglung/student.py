@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffseglung.frozen import frozen
+from diffseglung.schedule import Schedule
 
 
 @frozen
@@ -18,6 +19,7 @@ class StudentConfig:
     res_blocks: int = 1
     norm_groups: int = 8
     timesteps: int = 250
+    input_skip: bool = False  # the noise is read off the input, and the network says what is to be added
     embedding: int = 128
 
     def __post_init__(self) -> None:
@@ -37,11 +39,14 @@ class StudentConfig:
 class Student(nn.Module):
     """Noise predictor conditioned on the lung mask (paper, section 3.1)."""
 
+    alpha_bar: torch.Tensor
+
     def __init__(self, config: StudentConfig) -> None:
         from diffseglung.unet import FeatureUNet
 
         super().__init__()
         self.config = config
+        self.register_buffer("alpha_bar", Schedule(config.timesteps).alpha_bar, persistent=False)
         cube = config.fold**3
         self.unet = FeatureUNet(
             spatial_dims=3,
@@ -62,7 +67,13 @@ class Student(nn.Module):
         `noisy` and `lungs` are (b, 1, z, y, x), `t` is (b,) in 0 .. timesteps-1.
         """
         bottleneck, skips, embedding = self.unet.encode(self._fold(noisy, lungs), t)
-        return unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold), bottleneck
+        answer = unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold)
+        if self.config.input_skip:
+            # The network predicts v (Salimans and Ho 2022): noise = s x_t + a v. Its error in the clean CT, s v, stays
+            # finite where no signal is left, and it need not pass every voxel's noise through its first channels.
+            share = self.alpha_bar[t].view(-1, 1, 1, 1, 1)
+            answer = (1 - share).sqrt() * noisy + share.sqrt() * answer
+        return answer, bottleneck
 
     def encode(
         self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor, levels: int = 1
