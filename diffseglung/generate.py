@@ -119,7 +119,8 @@ def denoise(
     spread = (1 - schedule.alpha_bar[times].double()).sqrt().tolist()
     log_snr = [math.log(a / s) for a, s in zip(signal, spread, strict=True)]
     gains = [after - before for before, after in pairwise(log_snr)]
-    noisy, cleans = signal[0] * prior + spread[0] * noise, []
+    noisy = signal[0] * prior + spread[0] * noise
+    cleans: list[torch.Tensor] = []
     for i, t in enumerate(times.tolist()):
         predicted = predict(noisy, torch.full((len(noise),), t, device=noise.device))
         cleans = [*cleans[-2:], ((noisy - spread[i] * predicted) / signal[i]).clamp(-1, 1)]
