@@ -257,7 +257,8 @@ def without_ray(config: RunConfig, place: str) -> tuple[list[float], Student]:
     """The same training in this process, by nobody disturbed."""
     opened = open_workspace(place, config.method)
     run = Distillation(config.student, config.train, fit_standardiser(opened, config.method))
-    epoch_of = in_memory(opened.share(COLUMNS, 0, 1), config.train.micro_batch(1))
+    held = {name: column.copy() for name, column in opened.share(COLUMNS, 0, 1).items()}
+    epoch_of = in_memory(held, config.train.micro_batch(1))
     batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
     return [metrics["loss"] for _, metrics in distill(run, batches)], run.ema
 
