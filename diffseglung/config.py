@@ -47,6 +47,10 @@ class Config:
                     f"patches.size_vox {patches.size_vox} must be whole strides of the student ({stride}) and whole "
                     f"cells {patches.cell_vox}, and the stride whole cells"
                 )
+        if self.features.levels > len(self.student.channels):
+            raise ValueError(
+                f"features.levels {self.features.levels} are more than the student's {len(self.student.channels)}"
+            )
         late = [t for t in self.features.timesteps if not 0 <= t < self.student.timesteps]
         if late:
             raise ValueError(f"features.timesteps {late} lie outside 0..{self.student.timesteps - 1}")

@@ -8,6 +8,7 @@ The loop is a generator of (step, metrics): it does not know who logs, saves or 
 import math
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
 from diffseglung.frozen import frozen
 from diffseglung.schedule import Schedule, to_unit
@@ -24,6 +26,7 @@ from diffseglung.teacher import Standardiser
 Batch = dict[str, torch.Tensor]
 
 COLLAPSED_RANK, COLLAPSED_SPREAD = 1.5, 0.1
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @frozen
@@ -32,7 +35,13 @@ class TrainConfig:
 
     steps: int = 1000
     batch: int = 8  # patches an optimiser step, over all workers
-    accumulate: int = 1  # split a worker's share of the batch to save memory
+    accumulate: int = (
+        1  # split a worker's share to save memory; each part is then contrasted within itself alone
+    )
+    precision: str = (
+        "float32"  # or "bfloat16": the network's convolutions; losses, weights and Adam stay float32
+    )
+    compile: bool = False  # the network by torch.compile: minutes at first, and a C++ compiler
     lr: float = 5e-4
     lr_heads: float | None = None  # of the two heads; as `lr` where not given
     lr_warmup: int = 50
@@ -50,6 +59,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.variant not in ("local", "global", "none"):
             raise ValueError(f"train.variant {self.variant!r} is none of: local, global, none")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"train.precision {self.precision!r} is none of: {', '.join(PRECISIONS)}")
         if self.temperature <= 0:
             raise ValueError(f"train.temperature {self.temperature} must be above 0; 0.07 to 0.1 is usual")
         if self.steps < 1 or self.batch < 2:
@@ -106,6 +117,8 @@ class Distillation:
         network = DistillationNetwork(student, len(standardiser.center))
         # Channels last: an eighth faster on CPUs, and what tensor cores read.
         self.network = network.to(self.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if train.compile:
+            self.network.compile()
         if init is not None:
             self.network.student.load_state_dict(init.state_dict())
         self.ema = Student(student).to(self.device).requires_grad_(False)
@@ -171,8 +184,11 @@ def distill(
             waited += time.perf_counter() - asked
             seen += len(batch["clean"]) * world
             draw = draw_randomness(batch, run, weight > 0, micro, rank, world)
-            loss, metrics = distillation_loss(network, batch, draw, run, weight)
-            (loss / config.accumulate).backward()
+            # Ranks exchange gradients once a step, with the last part.
+            alone = isinstance(network, DistributedDataParallel) and micro + 1 < config.accumulate
+            with network.no_sync() if alone else nullcontext():
+                loss, metrics = distillation_loss(network, batch, draw, run, weight)
+                (loss / config.accumulate).backward()
             parts.append(metrics)
         norm = nn.utils.clip_grad_norm_(run.network.parameters(), config.clip)
         run.optimiser.step()
@@ -215,16 +231,20 @@ def prepare_batch(batch: Batch, run: Distillation) -> Batch:
 def draw_randomness(
     batch: Batch, run: Distillation, contrast: bool, micro: int, rank: int, world: int
 ) -> Draw:
-    """Drawn for the global batch from (seed, step) and cut to this rank, so that the number of workers is no dice."""
+    """Drawn for the whole batch from (seed, step) and cut to this rank's part of it.
+
+    So neither the number of workers nor how often a batch is split throws other dice.
+    """
     clean, known = batch["clean"], batch["known"]
-    b, own = len(clean), slice(rank * len(clean), (rank + 1) * len(clean))
-    generator = torch.Generator().manual_seed((run.config.seed << 40) + (run.step << 8) + micro)
-    t = torch.rand(b * world, generator=generator)
+    parts, part = world * run.config.accumulate, rank * run.config.accumulate + micro
+    b, own = len(clean) * parts, slice(part * len(clean), (part + 1) * len(clean))
+    generator = torch.Generator().manual_seed((run.config.seed << 40) + (run.step << 8))
+    t = torch.rand(b, generator=generator)
     if contrast:
-        half = torch.rand(b * world, generator=generator) < 0.5
+        half = torch.rand(b, generator=generator) < 0.5
         t = torch.where(half, t * run.config.small_t, t)
-    priority = torch.rand(b * world, int(known[0].numel()), generator=generator)
-    noise = torch.randn(b * world, *clean.shape[1:], generator=generator)
+    priority = torch.rand(b, int(known[0].numel()), generator=generator)
+    noise = torch.randn(b, *clean.shape[1:], generator=generator)
     steps = (t * run.schedule.timesteps).long()
     return Draw(*(x[own].to(run.device) for x in (noise, steps, priority)))
 
@@ -234,7 +254,10 @@ def distillation_loss(
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The whole loss of one micro-batch and its terms apart."""
     noisy = run.schedule.add_noise(batch["clean"], draw.noise, draw.t)
-    noise, student, teacher = network(noisy, batch["lungs"], draw.t, batch["descriptors"])
+    dtype = PRECISIONS[run.config.precision]
+    with torch.autocast(noisy.device.type, dtype, enabled=dtype != torch.float32):
+        answers = network(noisy, batch["lungs"], draw.t, batch["descriptors"])
+    noise, student, teacher = (answer.float() for answer in answers)
     noise_loss = F.l1_loss(noise, draw.noise)
     student, teacher, share, keep = pair_up(student, teacher, batch, draw, run)
     info, metrics = info_nce(student, teacher, share, keep, run.config.temperature)

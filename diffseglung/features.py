@@ -18,27 +18,30 @@ class FeatureConfig:
     """Where in the noise the student is asked, and how many tiles at once."""
 
     timesteps: tuple[int, ...] = (10, 50)
+    levels: int = (
+        1  # of the encoder: 1 is the bottleneck alone, 2 also what lies above it, on a grid twice as fine
+    )
     tiles: int = 16
     cells_per_patch: int = 48  # sampled for the mixture; dense features are never stored
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.timesteps or self.tiles < 1 or self.cells_per_patch < 1:
+        if not self.timesteps or min(self.tiles, self.cells_per_patch, self.levels) < 1:
             raise ValueError(
-                "features.timesteps needs at least one step; features.tiles and cells_per_patch at least 1"
+                "features.timesteps needs at least one step; features.tiles, cells_per_patch and levels at least 1"
             )
 
 
 def width(student: Student, config: FeatureConfig) -> int:
-    """Numbers per position: the bottleneck's channels, once for each timestep."""
-    return student.config.channels[-1] * len(config.timesteps)
+    """Numbers per position: the channels of the levels that are read, once for each timestep."""
+    return sum(student.config.channels[-config.levels :]) * len(config.timesteps)
 
 
 @torch.no_grad()
 def encode(
     student: Student, hu: np.ndarray, lungs: np.ndarray, noise: torch.Tensor, config: FeatureConfig
 ) -> np.ndarray:
-    """Bottleneck (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps concatenated; the decoder is never run.
+    """Features (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps concatenated; the decoder is never run.
 
     `noise` is (b, z, y, x), the same for every timestep.
     """
@@ -50,7 +53,7 @@ def encode(
     parts = []
     for step in config.timesteps:
         t = torch.full((len(hu),), step, device=device)
-        parts.append(student.encode(schedule.add_noise(clean, noise, t), mask, t))
+        parts.append(student.encode(schedule.add_noise(clean, noise, t), mask, t, config.levels))
     return torch.cat(parts, dim=1).float().cpu().numpy()
 
 
@@ -61,13 +64,14 @@ def extract(
     config: FeatureConfig,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> np.ndarray:
-    """Features (c, gz, gy, gx) of a whole scan at bottleneck resolution; 0 where no lung is near.
+    """Features (c, gz, gy, gx) of a whole scan on the grid of the finest level; 0 where no lung is near.
 
     Tiles have the size that the student was trained on, since its normalisation depends on it; they overlap and
     are blended with tent weights.
     """
     stride, size = student.config.stride_vox, patches.size_vox
-    shape = tuple(n // stride for n in scan.hu.shape)
+    edge = stride >> config.levels - 1
+    shape = tuple(n // edge for n in scan.hu.shape)
     generator = torch.Generator().manual_seed(config.seed)
     noise = torch.randn(scan.hu.shape, generator=generator).numpy()
     corners = tile_corners(scan.lungs, size, patches.overlap, stride)
@@ -78,7 +82,7 @@ def extract(
             hu, lungs = (np.stack([cut(a, c, size) for c in some]) for a in (scan.hu, scan.lungs))
             eps = torch.from_numpy(np.stack([cut(noise, c, size) for c in some]))
             for corner, tile in zip(some, encode(student, hu, lungs, eps, config), strict=True):
-                yield tuple(c // stride for c in corner), tile
+                yield tuple(c // edge for c in corner), tile
 
     return np.nan_to_num(stitch(iter(tiles()), shape, width(student, config)))
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from diffseglung.frozen import frozen
+from diffseglung.schedule import Schedule
 
 
 @frozen
@@ -18,6 +19,7 @@ class StudentConfig:
     res_blocks: int = 1
     norm_groups: int = 8
     timesteps: int = 250
+    input_skip: bool = False  # the noise is read off the input, and the network says what is to be added
     embedding: int = 128
 
     def __post_init__(self) -> None:
@@ -37,11 +39,14 @@ class StudentConfig:
 class Student(nn.Module):
     """Noise predictor conditioned on the lung mask (paper, section 3.1)."""
 
+    alpha_bar: torch.Tensor
+
     def __init__(self, config: StudentConfig) -> None:
         from diffseglung.unet import FeatureUNet
 
         super().__init__()
         self.config = config
+        self.register_buffer("alpha_bar", Schedule(config.timesteps).alpha_bar, persistent=False)
         cube = config.fold**3
         self.unet = FeatureUNet(
             spatial_dims=3,
@@ -62,14 +67,33 @@ class Student(nn.Module):
         `noisy` and `lungs` are (b, 1, z, y, x), `t` is (b,) in 0 .. timesteps-1.
         """
         bottleneck, skips, embedding = self.unet.encode(self._fold(noisy, lungs), t)
-        return unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold), bottleneck
+        answer = unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold)
+        if self.config.input_skip:
+            # The network predicts v (Salimans and Ho 2022): noise = s x_t + a v. Its error in the clean CT, s v, stays
+            # finite where no signal is left, and it need not pass every voxel's noise through its first channels.
+            share = self.alpha_bar[t].view(-1, 1, 1, 1, 1)
+            answer = (1 - share).sqrt() * noisy + share.sqrt() * answer
+        return answer, bottleneck
 
-    def encode(self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """The bottleneck alone; the decoder is not run."""
-        return self.unet.encode(self._fold(noisy, lungs), t)[0]
+    def encode(
+        self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor, levels: int = 1
+    ) -> torch.Tensor:
+        """The bottleneck alone; the decoder is not run.
+
+        With `levels` above 1 beside it the last features of as many levels, all on the finest one's grid.
+        """
+        bottleneck, skips, _ = self.unet.encode(self._fold(noisy, lungs), t)
+        above = [last_of_width(skips, bottleneck.shape[-1] << level) for level in range(1, levels)]
+        finest = (above or [bottleneck])[-1].shape[2:]
+        return torch.cat([F.interpolate(x, size=finest, mode="nearest") for x in (bottleneck, *above)], dim=1)
 
     def _fold(self, noisy: torch.Tensor, lungs: torch.Tensor) -> torch.Tensor:
         return fold(torch.cat([noisy, lungs.to(noisy.dtype)], dim=1), self.config.fold)
+
+
+def last_of_width(skips: list[torch.Tensor], width: int) -> torch.Tensor:
+    """The deepest of the encoder's features (b, c, z, y, x) whose x is so many positions."""
+    return next(skip for skip in reversed(skips) if skip.shape[-1] == width)
 
 
 def fold(x: torch.Tensor, n: int) -> torch.Tensor:

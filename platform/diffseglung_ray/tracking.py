@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -40,6 +41,7 @@ from diffseglung_ray.credentials import without_credentials
 PICKLES = (".pkl", ".pickle", ".pt", ".pth", ".joblib", ".npy", ".npz")
 SERVER_LOGIN = r"(https?://)([^/@]+)@"  # where a server's address brings a user and a password
 METRICS_A_CALL, PARAMS_A_CALL = 1000, 100  # MLflow's own limits
+BEAT_S, SILENT_S = 20.0, 120.0  # a driver says so often that it lives; after so long a silence it does not
 
 
 class ModelNotFound(WrongArgument):
@@ -118,6 +120,14 @@ class Run:
         for key, value in tags.items():
             client.set_tag(self.id, key, value)
 
+    def beat(self) -> None:
+        """Say that the driver of this run is alive, so that no other takes it over."""
+        self.tag(driver=f"{socket.gethostname()} {os.getpid()} {time.time():.0f}")
+
+    def last_step(self, metric: str) -> int:
+        """The last step that a metric was logged at; 0 before the first."""
+        return max((m.step for m in _mlflow().MlflowClient().get_metric_history(self.id, metric)), default=0)
+
 
 def open_run(
     config: Config,
@@ -126,24 +136,65 @@ def open_run(
     name: str,
     manifest: bytes | None = None,
     parent: Run | None = None,
+    init: str | None = None,
+    go_on: bool = False,
 ) -> Run:
     """A new run with its settings, its commit and the digest of the data it learns from; `Run.end` closes it.
 
-    `manifest` is the content of the workspace's `manifest.json`. With `parent` the run is shown nested.
+    `manifest` is the content of the workspace's `manifest.json`, `init` the model that it starts from. With `parent`
+    the run is shown nested. With `go_on` it is the last one of that name, settings, data and start, where that one
+    did not reach its end: killed, failed, or left by a driver that is no more.
     """
     mlflow = _mlflow()
     client = mlflow.MlflowClient()
     experiment = parent.experiment_id if parent else _experiment(client, tracking.experiment)
-    tags = {"recipe": config.name, "config_sha256": digest(config), "mlflow.source.name": name, **_commit()}
+    origin = {"config_sha256": digest(config), "mlflow.source.name": name}
+    if init is not None:
+        origin["init"] = init
+    if manifest is not None:
+        origin["data_sha256"] = sha256(manifest).hexdigest()
+    left = _unfinished(client, experiment, origin) if go_on else None
+    if left:
+        client.update_run(left, status="RUNNING")
+        run = Run(experiment, left)
+        run.tag(went_on=time.strftime("%Y-%m-%d %H:%M:%S"))
+        run.beat()
+        return run
+    tags = {"recipe": config.name, **origin, **_commit()}
     if parent:
         tags["mlflow.parentRunId"] = parent.id
-    if manifest is not None:
-        tags["data_sha256"] = sha256(manifest).hexdigest()
     run = Run(experiment, client.create_run(experiment, run_name=name, tags=tags).info.run_id)
+    run.beat()
     run.log_config(config)
     if manifest is not None:
         client.log_text(run.id, manifest.decode(), "manifest.json")
     return run
+
+
+def _unfinished(client: Any, experiment: str, origin: dict[str, str]) -> str | None:
+    """The id of the last run with these tags, where it neither finished nor is being driven."""
+    asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in origin.items())
+    found = client.search_runs([experiment], asked, max_results=50, order_by=["attributes.start_time DESC"])
+    for one in found:
+        tags = one.data.tags
+        if tags.get("init") != origin.get("init") or "mlflow.parentRunId" in tags:
+            continue
+        driven = one.info.status == "RUNNING" and _lives(tags.get("driver", ""))
+        return None if driven or one.info.status == "FINISHED" else one.info.run_id
+    return None
+
+
+def _lives(driver: str) -> bool:
+    """Whether the driver that left this mark is still at work; here its process tells, elsewhere its silence."""
+    match = re.fullmatch(r"(\S+) (\d+) (\d+)", driver)
+    if not match:
+        return False
+    host, process, beat = match.groups()
+    if host == socket.gethostname() and (
+        int(process) == os.getpid() or not Path(f"/proc/{process}").exists()
+    ):
+        return False
+    return time.time() - int(beat) < SILENT_S
 
 
 @contextmanager

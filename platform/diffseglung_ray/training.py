@@ -40,6 +40,7 @@ from diffseglung_ray.fitting import gather_cells
 from diffseglung_ray.progress import progress
 from diffseglung_ray.reports import Mailbox, Report
 from diffseglung_ray.tracking import (
+    BEAT_S,
     RegisteredModel,
     Run,
     check_tracking,
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LOOKS = 0.5
 WORKER_FAILURES = 3
+CONTROLLER_FAILURES = 3  # of the process by which Ray Train directs the others
 CHECK_PHANTOM = PhantomConfig(size_vox=(48, 80, 80), spacing_mm=(5.0, 4.0, 4.0))
 
 
@@ -76,8 +78,9 @@ def train(
 ) -> TrainedModel:
     """Train on a prepared workspace, fit the mixture, register the model and point `alias` at it.
 
-    `init` is a model (folder or MLflow address) whose student's weights are the start. Starts or joins Ray once the
-    arguments have proved sound. Errors: UserError, in words.
+    A training with the same settings on the same patches that was killed before its end goes on from its last
+    checkpoint, in its own MLflow run. `init` is a model (folder or MLflow address) whose student's weights are the
+    start. Starts or joins Ray once the arguments have proved sound. Errors: UserError, in words.
     """
     refuse_fleeting(workspace=place, init=init)
     workspace = open_workspace(place, config.method)
@@ -88,11 +91,8 @@ def train(
         check_sizes(workspace.patches, config.train, workers.count)
         standardiser = fit_standardiser(workspace, config.method)
         name = f"train {config.name}"
-        with start_run(
-            config.method, config.tracking, name=name, manifest=workspace.manifest, parent=parent
-        ) as run:
-            if init:
-                run.tag(init=init)
+        details = {"name": name, "manifest": workspace.manifest, "parent": parent, "init": init}
+        with start_run(config.method, config.tracking, **details, go_on=parent is None) as run:
             run.log_json("standardiser.json", {"names": list(TEACHER.names), **standardiser.to_dict()})
             student, metrics, drawn = distil(config, workspace, standardiser, workers, run, weights)
             cells = gather_cells(student, config.features, workspace, workers)
@@ -174,21 +174,24 @@ def distil(
     )
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
-    trainer = TorchTrainer(
-        train_process,
-        train_loop_config={"job": job, "mailbox": mailbox},
-        scaling_config=_scaling(config, workers, job.held),
-        run_config=ray.train.RunConfig(
-            name=run.id,
-            storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
-            failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
-        ),
-        datasets={} if job.held else {"patches": workspace.read(COLUMNS, seed=job.train.seed)},
-        dataset_config=ray.train.DataConfig(execution_options=options),
-    )
-    result = follow(trainer.fit, mailbox, run, job.train)
+
+    def trainer() -> TorchTrainer:
+        return TorchTrainer(
+            train_process,
+            train_loop_config={"job": job, "mailbox": mailbox},
+            scaling_config=_scaling(config, workers, job.held),
+            run_config=ray.train.RunConfig(
+                name=run.id,
+                storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
+                failure_config=ray.train.FailureConfig(max_failures=WORKER_FAILURES),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.storage.keep_checkpoints),
+                logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            ),
+            datasets={} if job.held else {"patches": workspace.read(COLUMNS, seed=job.train.seed)},
+            dataset_config=ray.train.DataConfig(execution_options=options),
+        )
+
+    result = follow(lambda: fit(trainer), mailbox, run, job.train)
     student = Student(job.student)
     assert result.checkpoint, "the last step always leaves a checkpoint"
     assert result.metrics, "and metrics with it"
@@ -197,6 +200,16 @@ def distil(
         drawn = load_file(Path(folder) / SAMPLES)
     metrics = {key: float(value) for key, value in result.metrics.items() if isinstance(value, int | float)}
     return student.eval().requires_grad_(False), metrics, drawn
+
+
+def fit(trainer: Callable[[], TorchTrainer]) -> ray.train.Result:
+    """Train; where the process that directs the others dies, a new one goes on from the last checkpoint."""
+    for left in range(CONTROLLER_FAILURES, 0, -1):
+        try:
+            return trainer().fit()
+        except ray.exceptions.RayActorError as error:
+            logger.warning("training goes on from storage, %d times more at most: %s", left, error)
+    return trainer().fit()
 
 
 def _scaling(config: RunConfig, workers: Workers, held: bool) -> ray.train.ScalingConfig:
@@ -237,8 +250,9 @@ def follow(
 
 
 def _steps(thread: threading.Thread, mailbox: Any, run: Run, train: TrainConfig) -> Iterator[int]:
-    """Each optimiser step as it becomes known; its report is logged on the way."""
-    done, waiting, warned = 0, [], ""
+    """Each optimiser step as it becomes known; its report is logged on the way, and once."""
+    done, waiting, warned, beaten = 0, [], "", 0.0
+    logged = run.last_step("loss")  # by an earlier driver of this run
     while True:
         alive = thread.is_alive()
         new = ray.get(mailbox.take.remote())
@@ -250,10 +264,23 @@ def _steps(thread: threading.Thread, mailbox: Any, run: Run, train: TrainConfig)
             while done < one["step"]:
                 done += 1
                 yield done
-        waiting = _log(waiting, run)
+        # What a process that went on from a checkpoint reports again is known.
+        fresh = {int(one["step"]): one for one in reversed(waiting) if one["step"] > logged}
+        waiting = _log([fresh[step] for step in sorted(fresh)], run)
+        logged = max([logged, *(step for step in fresh if not waiting or step < waiting[0]["step"])])
+        if time.monotonic() - beaten > BEAT_S:
+            beaten = time.monotonic()
+            _beat(run)
         if not alive:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _beat(run: Run) -> None:
+    try:
+        run.beat()
+    except Exception as error:
+        logger.warning("MLflow did not take the driver's sign of life: %s", error)
 
 
 def _log(reports: list[Report], run: Run) -> list[Report]:

@@ -23,3 +23,11 @@ def test_patches_are_drawn_and_measured(cohort: Path, model: Path, tmp_path: Pat
     measured = json.loads((tmp_path / "made" / "fidelity.json").read_text())
     assert measured["count"] == 3
     assert measured["hu_wasserstein"] > measured["hu_wasserstein_floor"] > 0
+    assert {"frechet", "mmd", "ssim", "psnr_db", "ssim_floor"} <= set(measured)
+    assert f"{measured['hu_wasserstein']:.3g}" in (tmp_path / "made" / "fidelity.md").read_text()
+
+
+def test_a_sampler_that_is_not_there_is_refused(model: Path, tmp_path: Path) -> None:
+    ended = call_job("generate", "--model", model, "--out", "made", "--sampler", "euler", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert "--sampler euler is none of: ddpm, ddim, dpm++2, dpm++3" in ended.stderr

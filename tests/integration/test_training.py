@@ -3,18 +3,25 @@
 import json
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import ray
 import ray.train
 from made_workspace import made_workspace
 from ray import cloudpickle
 
+import diffseglung
+import diffseglung_ray
+from diffseglung.distill import Distillation, distill
 from diffseglung.model import Model
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
@@ -23,7 +30,7 @@ from diffseglung_ray.cluster import Workers, train_workers
 from diffseglung_ray.config import RunConfig, WrongArgument, load_config
 from diffseglung_ray.tracking import Run, fetch_model, start_run
 from diffseglung_ray.training import TrainedModel, check_sizes, train
-from diffseglung_ray.training_process import fit_to
+from diffseglung_ray.training_process import COLUMNS, MEMORY_BYTES, fit_to, in_memory
 from diffseglung_ray.workspace import fit_standardiser, open_workspace
 
 # Workers do not find the module of a test by its name.
@@ -31,6 +38,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 # Another seed than that of the model it starts from, whose weights chance would otherwise draw again.
 SMOKE = load_config("smoke", None, ["resources.workers=2", "train.seed=1"])
+ALONE = load_config("smoke", None, ["resources.workers=1", "train.seed=2"])
 
 pytestmark = pytest.mark.timeout(900)  # several trainings, each with processes to start
 
@@ -62,12 +70,15 @@ def trained(workspace: str, model: Path) -> TrainedModel:
     return train(SMOKE, workspace, init=str(model))
 
 
-def distilled(config: RunConfig, place: str, name: str, init: Student | None = None) -> tuple[Student, Run]:
+def distilled(
+    config: RunConfig, place: str, name: str, init: Student | None = None, go_on: bool = False
+) -> tuple[Student, Run]:
     """The part of a training that may be disturbed, without what comes after it."""
     workspace = open_workspace(place, config.method)
     standardiser = fit_standardiser(workspace, config.method)
     weights = init.state_dict() if init else None
-    with start_run(config.method, config.tracking, name=name, manifest=workspace.manifest) as run:
+    details = {"name": name, "manifest": workspace.manifest, "go_on": go_on}
+    with start_run(config.method, config.tracking, **details) as run:
         workers = train_workers(config.resources)
         student, _, _ = training.distil(config, workspace, standardiser, workers, run, weights)
     return student, run
@@ -158,6 +169,100 @@ def test_a_killed_worker_changes_nothing(
     assert dict(curve(run.id)) == dict(curve(trained.run_id))
 
 
+DRIVER = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[1])
+import ray
+from diffseglung_ray import training
+import test_training
+test_training.kill_at_step_5(training, sys.argv[2])
+ray.init(address=sys.argv[3], log_to_driver=False)
+test_training.distilled(test_training.ALONE, sys.argv[4], "mortal", go_on=True)
+"""
+
+
+def kill_at_step_5(module: Any, diary: str, victims: tuple[str, ...] = ("driver", "controller")) -> None:
+    """Let each training process write down its steps; rank 0 kills one victim at step 5 of each life, in turn."""
+    folder = Path(diary)
+
+    def fragile(config: dict[str, Any]) -> None:
+        from diffseglung_ray import training_process as inside
+
+        whole = inside.distill
+
+        def steps(*args: Any, **kwargs: Any) -> Iterator[tuple[int, dict[str, float]]]:
+            life = len(list(folder.iterdir())) + 1 if kwargs["rank"] == 0 else 0
+            for step, metrics in whole(*args, **kwargs):
+                if life:
+                    with (folder / str(life)).open("a") as lines:
+                        lines.write(f"{step} ")
+                if life and step == 5 and life <= len(victims):
+                    ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED)
+                    os.kill(victim(victims[life - 1], folder), signal.SIGKILL)
+                    time.sleep(600)  # until whoever looks after this process ends it too
+                yield step, metrics
+
+        inside.distill = steps
+        try:
+            inside.train_process(config)
+        finally:
+            inside.distill = whole
+
+    module.train_process = fragile
+
+
+def victim(name: str, folder: Path) -> int:
+    """The process that started the job, or the one that directs Ray Train on this machine for it."""
+    if name == "driver":
+        return int((folder.parent / "driver").read_text())
+    controllers = [
+        int(place.name)
+        for place in Path("/proc").iterdir()
+        if place.name.isdigit()
+        and b"TrainController" in (place / "cmdline").read_bytes()
+        and f"PPid:\t{os.getppid()}\n" in (place / "status").read_text()
+    ]
+    (found,) = controllers
+    return found
+
+
+def test_a_killed_job_goes_on_in_its_run_and_so_without_its_controller(
+    workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    diary = tmp_path / "lives"
+    diary.mkdir()
+    monkeypatch.setattr(training, "MEMORY_BYTES", MEMORY_BYTES)  # held: a life begins sooner
+    monkeypatch.setattr(training, "train_process", training.train_process)  # as it was, afterwards
+    kill_at_step_5(training, str(diary))
+    paths = [str(Path(module.__file__).parents[1]) for module in (diffseglung_ray, diffseglung)]
+    paths += [str(Path(__file__).parents[i]) for i in (0, 1)]
+    words = (json.dumps(paths), str(diary), ray.get_runtime_context().gcs_address, workspace)
+    job = subprocess.Popen([sys.executable, "-c", DRIVER, *words])
+    (tmp_path / "driver").write_text(str(job.pid))
+    assert job.wait(timeout=600) == -signal.SIGKILL
+    student, run = distilled(ALONE, workspace, "mortal", go_on=True)
+    lives = [(diary / str(life)).read_text().split() for life in (1, 2, 3)]
+    assert lives == [["1", "2", "3", "4", "5"], ["4", "5"], ["4", "5", "6"]]
+    (only,) = mlflow.search_runs([run.experiment_id], "tags.`mlflow.source.name` = 'mortal'")["run_id"]
+    assert only == run.id
+    assert mlflow.get_run(run.id).info.status == "FINISHED"
+    losses, undisturbed = without_ray(ALONE, workspace)
+    steps, values = zip(*curve(run.id), strict=True)
+    assert steps == (1, 2, 3, 4, 5, 6)
+    assert values == pytest.approx(losses, rel=1e-6)
+    assert_same_weights(student, undisturbed, within=1e-6)
+
+
+def without_ray(config: RunConfig, place: str) -> tuple[list[float], Student]:
+    """The same training in this process, by nobody disturbed."""
+    opened = open_workspace(place, config.method)
+    run = Distillation(config.student, config.train, fit_standardiser(opened, config.method))
+    held = {name: column.copy() for name, column in opened.share(COLUMNS, 0, 1).items()}
+    epoch_of = in_memory(held, config.train.micro_batch(1))
+    batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
+    return [metrics["loss"] for _, metrics in distill(run, batches)], run.ema
+
+
 def test_cells_gathered_by_actors_are_those_gathered_here(
     trained: TrainedModel, workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -194,6 +299,15 @@ def test_a_batch_that_cannot_be_filled_is_refused() -> None:
         check_sizes(100, SMOKE.train, 3)
     with pytest.raises(WrongArgument, match="prepare more cases"):
         check_sizes(3, SMOKE.train, 1)
+
+
+def test_a_run_may_go_on_with_fewer_processes_only_where_that_was_asked_for() -> None:
+    workers = Workers(4, 1, 0.0, None)
+    for fewest, asked in ((0, 4), (2, (2, 4)), (4, 4)):
+        config = replace(SMOKE, resources=replace(SMOKE.resources, workers=4, min_workers=fewest))
+        scaling = training._scaling(config, workers)
+        assert scaling.num_workers == asked
+        assert scaling.elasticity_enabled == isinstance(asked, tuple)
 
 
 def test_an_elastic_run_takes_the_largest_batch_that_divides() -> None:

@@ -1,7 +1,9 @@
 """Two processes with half of each batch are one process with all of it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +17,9 @@ from diffseglung.teacher import Standardiser
 WORLD = 2
 
 
-def started() -> Distillation:
+def started(**changes: Any) -> Distillation:
     rows = np.random.default_rng(0).normal(size=(200, DESCRIPTORS)).astype(np.float32)
-    return Distillation(STUDENT, TRAIN, Standardiser.fit(rows))
+    return Distillation(STUDENT, replace(TRAIN, **changes), Standardiser.fit(rows))
 
 
 def share_of(rank: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -35,6 +37,11 @@ def train_rank(rank: int, folder: str) -> None:
         m["distill_loss"] for _, m in distill(run, share_of(rank), forward=wrapped, rank=rank, world=WORLD)
     ]
     torch.save({"losses": losses, **run.network.state_dict()}, f"{folder}/rank{rank}.pt")
+    run = started(accumulate=2, variant="none")
+    wrapped = torch.nn.parallel.DistributedDataParallel(run.network)
+    halves = ({name: c[i : i + 1] for name, c in batch.items()} for batch in share_of(rank) for i in range(2))
+    list(distill(run, halves, forward=wrapped, rank=rank, world=WORLD))
+    torch.save(run.network.state_dict(), f"{folder}/split{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -49,3 +56,10 @@ def test_two_ranks_end_where_one_process_ends(tmp_path: Path) -> None:
         torch.testing.assert_close(ranks[0][name], weight, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(ranks[0]["losses"], losses, rtol=1e-4)
     assert max(losses) > 0
+    # Split once more within each rank: gradients are exchanged once a step, and are the same.
+    alone = started(variant="none")
+    list(distill(alone, batches(TRAIN.batch)))
+    split = [torch.load(tmp_path / f"split{rank}.pt") for rank in range(WORLD)]
+    for name, weight in alone.network.state_dict().items():
+        assert torch.equal(split[0][name], split[1][name]), name
+        torch.testing.assert_close(split[0][name], weight, rtol=1e-3, atol=1e-3)

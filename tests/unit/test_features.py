@@ -64,3 +64,17 @@ def replace_hu(source: Scan, more: int) -> Scan:
 def test_settings_without_meaning_are_refused():
     with pytest.raises(ValueError, match=r"features\.timesteps"):
         FeatureConfig(timesteps=())
+
+
+def test_the_level_above_the_bottleneck_is_read_beside_it_on_a_grid_twice_as_fine(student):
+    """Every second channel block is the bottleneck itself, each position of it eight times."""
+    one, two = (FeatureConfig(timesteps=(5,), levels=levels) for levels in (1, 2))
+    hu, lungs = (array[None, :16, :32, :32] for array in (scan().hu, scan().lungs))
+    noise = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    bottleneck, both = (encode(student, hu, lungs, noise, config)[0] for config in (one, two))
+    assert both.shape == (width(student, two), 4, 8, 8) == (16 + 8, 4, 8, 8)
+    np.testing.assert_array_equal(both[:16], bottleneck.repeat(2, 1).repeat(2, 2).repeat(2, 3))
+    assert both[16:].std(axis=(1, 2, 3)).min() > 0
+    whole = extract(student, scan(), PatchConfig(), two)
+    assert whole.shape == (24, 8, 16, 16)
+    assert np.isfinite(whole).all()

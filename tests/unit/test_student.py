@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from diffseglung.schedule import Schedule
 from diffseglung.student import (
     DistillationNetwork,
     Student,
@@ -73,3 +76,18 @@ def test_weights_of_another_network_are_refused_in_words():
 def test_channels_that_do_not_fit_the_groups_are_refused():
     with pytest.raises(ValueError, match="norm_groups"):
         StudentConfig(channels=(10, 20), norm_groups=8)
+
+
+def test_a_student_with_an_input_skip_knows_pure_noise_before_it_has_learned_anything():
+    plain, skip = (Student(replace(TINY, input_skip=on)) for on in (False, True))
+    assert set(plain.state_dict()) == set(skip.state_dict())
+    noise = torch.randn(2, 1, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    schedule, lungs = Schedule(TINY.timesteps), torch.ones_like(noise)
+
+    def error(student: Student, t: int) -> float:
+        steps = torch.full((2,), t)
+        noisy = schedule.add_noise(torch.full_like(noise, -0.7), noise, steps)
+        return float((student(noisy, lungs, steps)[0].detach() - noise).square().mean().sqrt())
+
+    assert error(skip, TINY.timesteps - 1) < 0.05 < 0.5 < error(plain, TINY.timesteps - 1)
+    assert error(skip, 1) == pytest.approx(error(plain, 1), abs=0.2)

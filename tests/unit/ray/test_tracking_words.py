@@ -1,5 +1,8 @@
 """Runs are written down where the user said, and what cannot work is refused in words."""
 
+import os
+import socket
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +10,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from diffseglung.config import digest, recipe
+from diffseglung.config import Config, digest, recipe
 from diffseglung_ray import tracking
 from diffseglung_ray.config import TrackingConfig, UserError
-from diffseglung_ray.tracking import ModelNotFound, Run, check_tracking, fetch_model, start_run, tracking_uri
+from diffseglung_ray.tracking import (
+    ModelNotFound,
+    Run,
+    check_tracking,
+    fetch_model,
+    open_run,
+    start_run,
+    tracking_uri,
+)
 
 CONFIG = recipe("smoke")
 
@@ -72,6 +83,51 @@ def test_a_run_carries_settings_data_and_curve(registry: Path) -> None:
     assert [(m.step, m.value) for m in client().get_metric_history(run.id, "loss")] == [(5, 0.5), (10, 0.25)]
     assert {f.path for f in client().list_artifacts(run.id)} == {"config.json", "manifest.json"}
     assert (registry / "mlartifacts").is_dir()
+
+
+def left_behind(status: str, **details: str) -> Run:
+    """A run that its driver did not bring to its end."""
+    run = open_run(CONFIG, TrackingConfig(), name="train", manifest=b"{}", **details)
+    if status != "RUNNING":
+        run.end(status)
+    return run
+
+
+def again(config: Config = CONFIG, **details: str) -> str:
+    """The id of the run that the same training would write to now."""
+    run = open_run(config, TrackingConfig(), name="train", manifest=b"{}", go_on=True, **details)
+    run.end("FINISHED")
+    return run.id
+
+
+@pytest.mark.parametrize("status", ["KILLED", "FAILED", "RUNNING"])
+def test_a_training_that_did_not_end_goes_on_in_its_run(registry: Path, status: str) -> None:
+    first = left_behind(status)
+    first.log_metrics(7, {"loss": 0.5})
+    other = replace(CONFIG, train=replace(CONFIG.train, lr=1e-5))
+    assert again(other) != first.id
+    assert again(init="models:/diffseglung/1") != first.id
+    assert again() == first.id
+    assert first.last_step("loss") == 7
+    assert again() != first.id  # it has finished
+
+
+def test_a_training_from_a_model_is_not_gone_on_with_by_one_from_scratch(registry: Path) -> None:
+    first = left_behind("KILLED", init="models:/diffseglung/1")
+    assert again() != first.id
+    assert left_behind("KILLED", init="models:/diffseglung/1").id == again(init="models:/diffseglung/1")
+
+
+def test_a_run_that_is_being_driven_is_left_alone(registry: Path) -> None:
+    first = left_behind("RUNNING")
+    first.tag(driver=f"elsewhere 1 {time.time() - 30:.0f}")
+    assert again() != first.id
+    silent = left_behind("RUNNING")
+    silent.tag(driver=f"elsewhere 1 {time.time() - 300:.0f}")
+    assert again() == silent.id
+    here = left_behind("RUNNING")
+    here.tag(driver=f"{socket.gethostname()} {os.getppid()} {time.time():.0f}")
+    assert again() != here.id
 
 
 def test_other_data_have_another_digest(registry: Path) -> None:
