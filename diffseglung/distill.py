@@ -185,8 +185,8 @@ def distill(
             seen += len(batch["clean"]) * world
             draw = draw_randomness(batch, run, weight > 0, micro, rank, world)
             # Ranks exchange gradients once a step, with the last part.
-            alone = isinstance(network, DistributedDataParallel) and micro + 1 < config.accumulate
-            with network.no_sync() if alone else nullcontext():
+            parallel = isinstance(network, DistributedDataParallel)
+            with network.no_sync() if parallel and micro + 1 < config.accumulate else nullcontext():  # type: ignore[operator]
                 loss, metrics = distillation_loss(network, batch, draw, run, weight)
                 (loss / config.accumulate).backward()
             parts.append(metrics)

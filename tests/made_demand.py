@@ -64,7 +64,7 @@ def train(config: RunConfig, folder: Path) -> list[str]:
     DataParallelTrainer(
         process,
         train_loop_config={"folder": str(folder)},
-        scaling_config=_scaling(config, train_workers(config.resources)),
+        scaling_config=_scaling(config, train_workers(config.resources), held=True),
         run_config=ray.train.RunConfig(name="none", storage_path=str(folder / "checkpoints")),
     ).fit()
     return [path.read_text() for path in sorted(folder.glob("rank-*"))]

@@ -305,7 +305,7 @@ def test_a_run_may_go_on_with_fewer_processes_only_where_that_was_asked_for() ->
     workers = Workers(4, 1, 0.0, None)
     for fewest, asked in ((0, 4), (2, (2, 4)), (4, 4)):
         config = replace(SMOKE, resources=replace(SMOKE.resources, workers=4, min_workers=fewest))
-        scaling = training._scaling(config, workers)
+        scaling = training._scaling(config, workers, held=True)
         assert scaling.num_workers == asked
         assert scaling.elasticity_enabled == isinstance(asked, tuple)
 
