@@ -2,7 +2,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v p
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test test-nodes lint bench clean
 
 install: $(STAMP)
 
@@ -19,7 +19,11 @@ demo: install
 
 # Two processes, since each that runs integration tests holds a Ray; a file stays whole, as its fixtures are costly.
 test: install
-	@$(BIN)/python -m pytest --quiet -n 2 --dist loadfile
+	@$(BIN)/python -m pytest --quiet -n 2 --dist loadfile -m "not nodes"
+
+# Clusters of several nodes on this machine: autoscaled ones, and ones whose nodes are killed.
+test-nodes: install
+	@$(BIN)/python -m pytest --quiet -m nodes
 
 lint: install
 	@$(BIN)/ruff check .

@@ -83,9 +83,10 @@ def windpipe(hu: np.ndarray, airways: np.ndarray) -> np.ndarray:
     """The lumen from the top down to the carina at the scan's own resolution, by a way that is not ours.
 
     Slice by slice below -800 HU, from the place where the airway enters at the top, as long as it is one patch
-    of less than a sixth more area than the patch above and overlaps it.
+    that overlaps the patch above, of at most twice its area and at least two fifths of the usual: below that it
+    follows a bronchus.
     """
-    found = np.zeros(hu.shape, bool)
+    found, areas = np.zeros(hu.shape, bool), []
     slices = np.flatnonzero(airways.any((1, 2)))
     above = airways[slices[-1]] if slices.size else None
     for z in slices[::-1]:
@@ -94,9 +95,10 @@ def windpipe(hu: np.ndarray, airways: np.ndarray) -> np.ndarray:
         if touched.size == 0:
             continue
         patch = parts == touched[np.argmax([(parts[above] == n).sum() for n in touched])]
-        if found.any() and patch.sum() > 2.0 * above.sum():
+        if areas and not 0.4 * np.median(areas) <= patch.sum() <= 2.0 * areas[-1]:
             break
         found[z], above = patch, patch
+        areas.append(patch.sum())
     return found
 
 

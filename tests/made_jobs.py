@@ -9,6 +9,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
+from ray._private.ray_constants import ENABLE_RAY_CLUSTERS_ENV_VAR
 
 JOBS = Path(__file__).parents[1] / "jobs"
 SMALL = ("--set", "resources.local_cpus=2", "--set", "resources.object_store_mb=200")
@@ -17,8 +18,9 @@ Ended = subprocess.CompletedProcess[str]
 
 
 def is_of_the_outside(name: str) -> bool:
-    """Whether an environment variable would join a stranger's cluster or write into a stranger's registry."""
-    return name.startswith("MLFLOW_") or name in ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR")
+    """Whether a variable would join a stranger's cluster, write into a stranger's registry, or keep Ray to loopback."""
+    others = ("RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR", ENABLE_RAY_CLUSTERS_ENV_VAR)
+    return name.startswith("MLFLOW_") or name in others
 
 
 def run_job(name: str, *words: str | Path, cwd: Path, timeout: int = 600) -> Ended:

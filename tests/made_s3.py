@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 from made_cluster import free_ports, wait_for
+from s3fs import S3FileSystem
 
 BUCKET = "lab"
 
@@ -51,6 +52,7 @@ def started_s3() -> Iterator[S3]:
         }
         s3 = S3(env)
         s3.client().create_bucket(Bucket=BUCKET)
+        S3FileSystem.clear_instance_cache()  # it would ask the server of an earlier test
         yield s3
     finally:
         server.kill()

@@ -54,7 +54,7 @@ def find_vessels(
     vessels |= bright & (from_airway_mm <= 4.0)
     # Where a vessel branches it looks like a ball, and where the lung's border cuts it like half of one.
     vessels |= calm & lungs & (hu > SOLID_HU) & dilate(vessels, BRANCHING_MM, spacing_mm)
-    thick = dilate(erode(lungs & (hu > -650), 5.5, spacing_mm) & ~hilar, 8.0, spacing_mm) & ~hilar
+    thick = dilate(erode(lungs & (hu > -650), 5.5, spacing_mm) & ~hilar, 8.0, spacing_mm)
     thick |= dilate(erode(lungs & (hu > -450), 9.0, spacing_mm), 11.0, spacing_mm)
     vessels &= hilar | (around_hu <= mode_hu + CROWDED_HU)
     rim = bright & (hu > RIM_HU) & dilate(vessels, 2.0, spacing_mm)

@@ -132,7 +132,7 @@ def map_cases(
     )
     unwritten = 0
     for row in counted_down(progress(rows.iter_rows(), len(cases), label), len(cases), label):
-        unwritten = unwritten + 1 if (row["reason"] or "").startswith(UNWRITTEN) else 0
+        unwritten = unwritten + 1 if (row.get("reason") or "").startswith(UNWRITTEN) else 0
         if unwritten >= MOST_UNWRITTEN:
             raise CannotWrite(f"{row['reason'].removeprefix(f'{UNWRITTEN}: ')}; {GO_ON}")
         yield row

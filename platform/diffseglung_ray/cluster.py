@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,7 +16,9 @@ from pathlib import Path
 
 import ray
 import ray.data
+from ray import PlacementGroupID
 from ray._private import ray_constants
+from ray.util.placement_group import PlacementGroup
 
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 
@@ -197,6 +199,25 @@ def is_submitted() -> bool:
 def is_uri(place: str | Path) -> bool:
     """Whether a place is `scheme:/...` and not a path on this machine."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(place)) is not None
+
+
+def placements() -> list[str]:
+    """The placement groups of this process's own Ray that hold resources; none where it has joined a cluster.
+
+    What a dead controller of Ray Train had reserved is given back by a helper that asks Ray's dashboard, which only
+    clusters have.
+    """
+    node = ray._private.worker._global_node
+    if node is None or not node.head:
+        return []
+    table = ray.util.placement_group_table()
+    return [name for name, group in table.items() if group["state"] != "REMOVED"]
+
+
+def free_placements(names: Iterable[str]) -> None:
+    """Give back what these placement groups hold."""
+    for name in names:
+        ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
 
 
 def refuse_fleeting(tracking: bool = True, **places: str | Path | None) -> None:

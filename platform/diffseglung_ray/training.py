@@ -33,7 +33,14 @@ from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.volume import Volume, write_volume
-from diffseglung_ray.cluster import Workers, ray_cluster, refuse_fleeting, train_workers
+from diffseglung_ray.cluster import (
+    Workers,
+    free_placements,
+    placements,
+    ray_cluster,
+    refuse_fleeting,
+    train_workers,
+)
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.credentials import without_credentials
 from diffseglung_ray.fitting import gather_cells
@@ -205,10 +212,12 @@ def distil(
 def fit(trainer: Callable[[], TorchTrainer]) -> ray.train.Result:
     """Train; where the process that directs the others dies, a new one goes on from the last checkpoint."""
     for left in range(CONTROLLER_FAILURES, 0, -1):
+        before = set(placements())
         try:
             return trainer().fit()
         except ray.exceptions.RayActorError as error:
             logger.warning("training goes on from storage, %d times more at most: %s", left, error)
+            free_placements(set(placements()) - before)
     return trainer().fit()
 
 

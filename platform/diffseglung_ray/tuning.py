@@ -272,7 +272,7 @@ def retrieval(run: Distillation, judge: Arrays) -> float:
         if i == JUDGED_BATCHES:
             break
         batch = prepare_batch(as_batch(judge, order[start : start + micro]), run)
-        draw = draw_randomness(batch, run, True, i, 0, 1)
+        draw = draw_randomness(batch, run, True, 0, i, JUDGED_BATCHES)
         found.append(distillation_loss(run.network, batch, draw, run, 1.0)[1]["retrieval"])
     return float(np.mean(found))
 

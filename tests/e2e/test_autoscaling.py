@@ -19,7 +19,7 @@ from made_jobs import is_of_the_outside
 from made_nodes import LocalNodes
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FAKE_HEAD_NODE_TYPE
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(600)]
 
 # No more than this on a node that has several of each: two cases fill a node, and this machine is what they share.
 HERE = {"cpu": {"CPU": 2, "memory": 2**33}, "gpu": {"memory": 2**33}}

@@ -21,9 +21,8 @@ from made_s3 import BUCKET, S3, started_s3
 
 from diffseglung_ray.segmentation import FILES
 
-pytestmark = pytest.mark.timeout(
-    1200
-)  # nine programs with clusters to wait for, on a machine that may be busy
+# Nine programs with clusters to wait for, on a machine that may be busy.
+pytestmark = [pytest.mark.nodes, pytest.mark.timeout(1200)]
 
 CASES = 4
 PASSWORD = "correct-horse-battery"  # of the registry, in its address
