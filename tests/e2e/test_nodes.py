@@ -149,7 +149,10 @@ def test_segmentation_loses_no_case_with_a_node(lab: Lab, segmented: Ended) -> N
     with lab.files.open(lab.s3.uri("out/results.parquet")) as file:
         rows = {row["case_id"]: row for row in pq.read_table(file).to_pylist()}
     assert rows.pop(BROKEN)["status"] == "failed"
-    assert {row["status"] for row in rows.values()} == {"ok"}, [row["reason"] for row in rows.values()]
+    # A case that was written by the node that died is found to be done when another takes it up.
+    assert {row["status"] for row in rows.values()} <= {"ok", "skipped"}, [
+        row["reason"] for row in rows.values()
+    ]
     names = lab.names("out")
     for case in rows:
         assert {f"cases/{case}/{name}" for name in FILES} <= set(names)
