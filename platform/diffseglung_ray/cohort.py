@@ -296,8 +296,11 @@ def _both(image_sha256: str, lungs_sha256: str) -> str:
 
 
 @contextmanager
-def local_copy(place: str) -> Iterator[Path]:
-    """A file or folder as a path on this machine: itself, or fetched for as long as the block lasts."""
+def local_copy(place: str, first_bytes: int | None = None) -> Iterator[Path]:
+    """A file or folder as a path on this machine: itself, or fetched for as long as the block lasts.
+
+    With `first_bytes`, only the beginning of each remote file.
+    """
     if not is_uri(place):
         yield Path(place)
         return
@@ -306,9 +309,15 @@ def local_copy(place: str) -> Iterator[Path]:
         filesystem, remote = fsspec.core.url_to_fs(place)
         target = folder / PurePosixPath(remote).name
         is_folder = filesystem.isdir(remote)
-        if is_folder:
-            _refuse_climbing(place, filesystem.find(remote))
-        filesystem.get(remote, str(target), recursive=is_folder)
+        names = filesystem.find(remote) if is_folder else [remote]
+        _refuse_climbing(place, names)
+        if first_bytes is None:
+            filesystem.get(remote, str(target), recursive=is_folder)
+        else:
+            for name in names:
+                piece = target / PurePosixPath(name).relative_to(remote)
+                piece.parent.mkdir(parents=True, exist_ok=True)
+                piece.write_bytes(filesystem.cat_file(name, start=0, end=first_bytes))
         yield target
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import shutil
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path, PurePosixPath
 
-import fsspec
 import torch
 
-from diffseglung.gate import UnreadableScan, VolumeConfig
+from diffseglung.gate import VolumeConfig
 from diffseglung.volume import Grid, read_grid
 from diffseglung_ray.cases import failed, in_words, report_failures
-from diffseglung_ray.cluster import Workers, case_workers, is_uri, ray_cluster
-from diffseglung_ray.cohort import Case
+from diffseglung_ray.cluster import Workers, case_workers, ray_cluster
+from diffseglung_ray.cohort import Case, local_copy
 from diffseglung_ray.config import ResourceConfig
 from diffseglung_ray.progress import progress
 from diffseglung_ray.segmentation import Configure, PlacedModel, prepared_run, read_result
@@ -81,38 +76,16 @@ def outlook(case: Case, config: VolumeConfig, model: PlacedModel, store: Store) 
     if case.problem:
         return Outlook(case, reason=case.problem)
     try:
-        with local_headers(case.image) as place:
+        with local_copy(case.image, HEADER_BYTES) as place:
             grid = read_grid(place, series=case.series or None, config=config)
         if case.lungs:
-            with local_headers(case.lungs) as place:
+            with local_copy(case.lungs, HEADER_BYTES) as place:
                 read_grid(place, config=config)
     except Exception as error:
         return Outlook(case, reason=in_words(error))
     before = read_result(store, case.case_id)
     same = before is not None and all(before[key] == value for key, value in model.origin.items())
     return Outlook(case, grid, seconds_before=before["seconds"] if before and same else None)
-
-
-@contextmanager
-def local_headers(place: str) -> Iterator[Path]:
-    """A file or folder as a path on this machine: itself, or the beginning of each remote file."""
-    if not is_uri(place):
-        yield Path(place)
-        return
-    folder = Path(tempfile.mkdtemp(prefix="diffseglung-"))
-    try:
-        filesystem, remote = fsspec.core.url_to_fs(place)
-        names = filesystem.find(remote) if filesystem.isdir(remote) else [remote]
-        home = PurePosixPath(remote)
-        for name in names:
-            if ".." in PurePosixPath(name).parts:  # in a bucket any name is a name
-                raise UnreadableScan(f"{place} holds a file named {name}, which leads out of it")
-            target = folder / home.name / PurePosixPath(name).relative_to(home)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(filesystem.cat_file(name, start=0, end=HEADER_BYTES))
-        yield folder / home.name
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def available_workers(resources: ResourceConfig) -> tuple[Workers, float]:

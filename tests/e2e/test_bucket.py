@@ -59,20 +59,15 @@ def write_series(folder: Path, volume: Volume) -> None:
         one.save_as(folder / f"{number:03d}.dcm", enforce_file_format=True)
 
 
+def words_of(s3: S3, model: Path) -> tuple[str | Path, ...]:
+    places = ("--cohort", s3.uri("scans"), "--model", model, "--out", s3.uri("out"))
+    return *places, "--max-failed", "0.5", *ONE
+
+
 @pytest.fixture(scope="module")
 def job(s3: S3, scans: Path, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Ended:
     fsspec.filesystem("s3").put(str(scans), s3.uri("scans"), recursive=True)
-    words = (
-        "--cohort",
-        s3.uri("scans"),
-        "--model",
-        model,
-        "--out",
-        s3.uri("out"),
-        "--max-failed",
-        "0.5",
-        *ONE,
-    )
+    words = words_of(s3, model)
     ended = run_job("segment", *words, cwd=tmp_path_factory.mktemp("home"))
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended
@@ -118,17 +113,7 @@ def test_the_bucket_receives_what_a_folder_would(
 def test_a_dry_run_and_a_second_run_see_what_is_there(
     s3: S3, job: Ended, model: Path, tmp_path: Path
 ) -> None:
-    words = (
-        "--cohort",
-        s3.uri("scans"),
-        "--model",
-        model,
-        "--out",
-        s3.uri("out"),
-        "--max-failed",
-        "0.5",
-        *ONE,
-    )
+    words = words_of(s3, model)
     before = files_in(s3, "out")
     ended = call_job("segment", *words, "--dry-run", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -11,8 +11,9 @@ from made_scans import chest_hu, ct_series, diagonal, save_series, write_nifti
 from diffseglung.config import Config
 from diffseglung.results import CaseResult
 from diffseglung.volume import read_grid
+from diffseglung_ray.cohort import local_copy
 from diffseglung_ray.config import RunConfig, UserError, load_config
-from diffseglung_ray.preflight import dry_run, duration, local_headers
+from diffseglung_ray.preflight import HEADER_BYTES, dry_run, duration
 from diffseglung_ray.segmentation import place_model
 
 
@@ -82,7 +83,7 @@ def test_the_beginning_of_a_remote_file_is_enough(tmp_path: Path) -> None:
     path = write_nifti(tmp_path / "c" / "a.nii.gz", noise, diagonal(5, 3, 3))
     save_series(tmp_path / "c" / "series", ct_series(chest_hu()))
     for place in (path, tmp_path / "c" / "series"):
-        with local_headers(f"file://{place}") as fetched:
+        with local_copy(f"file://{place}", HEADER_BYTES) as fetched:
             assert fetched != place
             grid = read_grid(fetched)
         np.testing.assert_array_equal(grid.affine, read_grid(place).affine)
