@@ -308,7 +308,9 @@ def main() -> None:
     parser.add_argument("--time", nargs=2, metavar=("SCAN", "WAY"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if (args.time or args.speed) and not os.environ.get("DIFFSEGLUNG_CT"):
-        parser.error("--speed reads dicom/covid-a from the folder that DIFFSEGLUNG_CT names, and it names none")
+        parser.error(
+            "--speed reads dicom/covid-a from the folder that DIFFSEGLUNG_CT names, and it names none"
+        )
     if args.time:
         return time_one(*args.time)
     if args.speed:
