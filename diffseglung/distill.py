@@ -35,12 +35,10 @@ class TrainConfig:
 
     steps: int = 1000
     batch: int = 8  # patches an optimiser step, over all workers
-    accumulate: int = (
-        1  # split a worker's share to save memory; each part is then contrasted within itself alone
-    )
-    precision: str = (
-        "float32"  # or "bfloat16": the network's convolutions; losses, weights and Adam stay float32
-    )
+    # Splits a worker's share to save memory; each part is then contrasted within itself alone.
+    accumulate: int = 1
+    # Or "bfloat16": the network's convolutions; losses, weights and Adam stay float32.
+    precision: str = "float32"
     compile: bool = False  # the network by torch.compile: minutes at first, and a C++ compiler
     lr: float = 5e-4
     lr_heads: float | None = None  # of the two heads; as `lr` where not given

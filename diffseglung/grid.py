@@ -141,14 +141,14 @@ def respace(
     """An image carried to a grid of other spacing about the same centre, or to a box of that: float32 (z, y, x).
 
     Linear, and smoothed along the axes that get coarser; both at once, as one sparse matrix an axis. Slices come
-    first, one at a time, and z last, so that 600 slices cost four times 150, and no whole scan is copied as floats.
+    first, one at a time, and z last, so that 600 slices cost four times 150, and no whole scan is copied.
     """
     axes = zip(source.shape, target.shape, source.spacing_mm, target.spacing_mm, strict=True)
     z, y, x = (_respacing(*axis)[cut] for axis, cut in zip(axes, box or [slice(None)] * 3, strict=True))
     needed = np.unique(z.indices)
     slices = np.empty((len(needed), y.shape[0] * x.shape[0]), np.float32)
-    for index, plane in enumerate(array[needed]):
-        slices[index] = (x @ (y @ plane.astype(np.float32)).T).T.ravel()
+    for index, number in enumerate(needed):
+        slices[index] = (x @ (y @ array[number].astype(np.float32)).T).T.ravel()
     return (z[:, needed] @ slices).reshape(z.shape[0], y.shape[0], x.shape[0])
 
 

@@ -10,9 +10,8 @@ SURE_HU, LIKELY_HU = 40.0, 20.0  # tubeness: a vessel has some of the first and 
 MIN_VESSEL_ML = 0.1
 # Above the lung's mode, over 15 mm: ground glass or a honeycomb, whose walls are tubes too; where no rim is sought.
 CROWDED_HU, CALM_HU = 100.0, 65.0
-WALL_HU = (
-    350.0  # above the mode: what is denser does not count there, or a thick vessel would pass for a crowd
-)
+# Above the mode: what is denser does not count there, or a thick vessel would pass for a crowd.
+WALL_HU = 350.0
 SOLID_HU, BRANCHING_MM = -500.0, 6.0
 RIM_HU, RIM_CONTRAST_HU = -700.0, 60.0  # the voxels beside a vessel that hold some of it
 
@@ -32,9 +31,8 @@ def find_vessels(
 
     With them comes the density (float32, HU) above which a voxel that a vessel only touches holds some of it.
     """
-    nothing = np.zeros(lungs.shape, bool), np.zeros(lungs.shape, np.float32)
     if not lungs.any():
-        return nothing
+        return np.zeros(lungs.shape, bool), np.zeros(lungs.shape, np.float32)
     mode_hu = lung_mode_hu(hu, lungs)
     # The chest wall would outshine every vessel that runs along it.
     flat = np.where(lungs, np.clip(hu, -1000, 100), mode_hu).astype(np.float32)
