@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,7 +79,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace, model: "Model") -> None:
     """Read, segment, write, and say what came out."""
     from diffseglung import report
-    from diffseglung.anatomy.network import lungs_by_network
     from diffseglung.config import digest
     from diffseglung.labels import TISSUES
     from diffseglung.results import case_result, write_case
@@ -90,9 +90,12 @@ def run(args: argparse.Namespace, model: "Model") -> None:
 
     volume = read_volume(args.scan, series=args.series, config=model.config.volume)
     lungs = None
-    if args.lungs is not None:
-        by_network = str(args.lungs) == "lungmask"
-        lungs = lungs_by_network(volume) if by_network else read_labels(args.lungs, volume) > 0
+    if str(args.lungs) == "lungmask":
+        model = replace(
+            model, config=replace(model.config, anatomy=replace(model.config.anatomy, lungs="lungmask"))
+        )
+    elif args.lungs is not None:
+        lungs = read_labels(args.lungs, volume) > 0
     segmentation = segment(volume, model, lungs, progress=bar)
     case_id = args.scan.name.removesuffix(".gz").rsplit(".", 1)[0] or "scan"
     result = case_result(

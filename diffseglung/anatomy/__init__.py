@@ -1,7 +1,7 @@
 """CT -> what is lung, right and left, and what in it is airway or vessel.
 
-No network and no learned weights: air, enclosure, shape. The work is done on an isotropic grid of about 2 mm;
-the answer is on the volume's own.
+No network and no learned weights unless asked for: air, enclosure, shape. The work is done on an isotropic grid of
+about 2 mm; the answer is on the volume's own.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,6 +14,7 @@ import numpy as np
 from diffseglung.anatomy.airways import add_small_bronchi, find_trachea, grow_airways
 from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_air, split_sides
 from diffseglung.anatomy.morphology import bounding_box, dilate
+from diffseglung.anatomy.network import lungs_by_network
 from diffseglung.anatomy.vessels import find_vessels
 from diffseglung.frozen import frozen
 from diffseglung.grid import Grid, respace
@@ -21,6 +22,7 @@ from diffseglung.labels import Structure
 from diffseglung.volume import Volume, resample
 
 Watch = Callable[[str], AbstractContextManager[None]]
+WAYS = ("shape", "lungmask")
 SLAB_SLICES = 48
 TOUCHED = 0.02  # share of a vessel in a voxel
 
@@ -35,8 +37,12 @@ class NoLungs(ValueError):
 
 @frozen
 class AnatomyConfig:
-    """How the anatomy is looked for. Lengths in mm, volumes in ml."""
+    """How the anatomy is looked for. Lengths in mm, volumes in ml.
 
+    `lungs`: by their `shape`, or by the network of the package `lungmask`, where it and its weights are at hand.
+    """
+
+    lungs: str = "shape"
     working_mm: float = 2.0
     min_lung_ml: float = 100.0
     closing_mm: float = 10.0
@@ -44,6 +50,8 @@ class AnatomyConfig:
     disease_mm: float = 45.0
 
     def __post_init__(self) -> None:
+        if self.lungs not in WAYS:
+            raise ValueError(f"anatomy.lungs is one of {', '.join(WAYS)}, not {self.lungs}")
         if not 1.0 <= self.working_mm <= 4.0:
             raise ValueError(f"anatomy.working_mm must lie between 1 and 4 mm, not {self.working_mm}")
         if self.disease_mm < self.closing_mm:
@@ -104,8 +112,11 @@ def find_anatomy(
     """The lungs, right and left, the airways down from the trachea, and the vessels in the lungs.
 
     `lungs` (nonzero is lung; the volume's shape), if given, is taken as it is and only divided in two. `watch`
-    is entered with each stage's name. Raises NoLungs if there is none.
+    is entered with each stage's name. Raises NoLungs if there is none, NoNetwork if lungmask is asked for and missing.
     """
+    if lungs is None and config.lungs == "lungmask":
+        with watch("network"):
+            lungs = lungs_by_network(volume)
     with watch("resample"):
         work = resample(volume, (config.working_mm,) * 3)
         hu, spacing_mm = work.hu.astype(np.float32), work.spacing_mm

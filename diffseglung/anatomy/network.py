@@ -8,11 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-import torch
 
 from diffseglung.volume import Volume
 
-NAME = "lungmask"
 WEIGHTS = "unet_r231-d5d2fc3d.pth"  # R231: right and left lung, lesions included, trachea out
 
 
@@ -38,13 +36,15 @@ def find_weights() -> Path:
     """The file of R231's weights, where torch keeps what lungmask once downloaded."""
     if importlib.util.find_spec("lungmask") is None:
         raise NoNetwork(
-            "--lungs lungmask needs the package lungmask, which is not installed (pip install lungmask); "
-            "leave --lungs out to find the lungs without a network"
+            "lungs by lungmask need that package, which is not installed (pip install 'diffseglung[lungmask]'); "
+            "leave anatomy.lungs as it is, shape, to find them without a network"
         )
+    import torch  # is slow to import, and who finds the lungs by their shape does without
+
     weights = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
     if not weights.is_file():
         raise NoNetwork(
-            f"--lungs lungmask needs its weights at {weights}, and nothing is downloaded here; put the file "
-            "there, or leave --lungs out to find the lungs without a network"
+            f"lungs by lungmask need its weights at {weights}, and nothing is downloaded here; put the file "
+            "there, or leave anatomy.lungs as it is, shape, to find them without a network"
         )
     return weights

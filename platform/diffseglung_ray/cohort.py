@@ -24,6 +24,8 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from diffseglung.anatomy import AnatomyConfig
+from diffseglung.anatomy.network import NoNetwork, find_weights
 from diffseglung.gate import UnreadableScan, VolumeConfig
 from diffseglung.scans import COMPANION_FOLDERS, COMPANIONS, find_scans
 from diffseglung.volume import Volume, read_labels, read_volume
@@ -245,6 +247,15 @@ class Loaded:
     volume: Volume
     lungs: np.ndarray | None
     input_sha256: str
+
+
+def check_lungs(config: AnatomyConfig) -> None:
+    """Whether the way to find lungs is at hand, before a scan is read. Errors: WrongArgument."""
+    if config.lungs == "lungmask":
+        try:
+            find_weights()
+        except NoNetwork as error:
+            raise WrongArgument(str(error)) from error
 
 
 def read_case(case: dict[str, Any], config: VolumeConfig) -> Loaded:

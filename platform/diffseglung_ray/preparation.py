@@ -28,7 +28,7 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import check_lungs, find_cohort, quick_digest, read_case
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.credentials import without_credentials
 from diffseglung_ray.metrics import case_ended
@@ -48,6 +48,7 @@ def prepare(cohort: str, workspace: str, config: RunConfig, max_failed: float = 
     refuse_fleeting(tracking=False, cohort=cohort, workspace=workspace)
     cases = find_cohort(cohort)
     store = Store.at(workspace)
+    check_lungs(config.anatomy)
     settings = prepared_settings(config)
     _claim(store, settings)
     with ray_cluster(config.resources), attempts_in(store) as attempts:

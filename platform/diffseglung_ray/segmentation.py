@@ -35,7 +35,15 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, quick_digest, read_case
+from diffseglung_ray.cohort import (
+    Case,
+    Loaded,
+    check_lungs,
+    fetched,
+    find_cohort,
+    quick_digest,
+    read_case,
+)
 from diffseglung_ray.config import RunConfig, WrongArgument
 from diffseglung_ray.metrics import case_ended
 from diffseglung_ray.processes import import_network, use_threads
@@ -113,6 +121,7 @@ def prepared_run(
     refuse_fleeting(tracking=is_registered(model), cohort=cohort, model=model, out=out)
     cases = find_cohort(cohort)
     placed, config = place_model(model, configure)
+    check_lungs(config.anatomy)
     return cases, placed, config, Store.at(out)
 
 

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from diffseglung import __main__ as command
+from diffseglung.anatomy import AnatomyConfig, find_anatomy
 from diffseglung.anatomy.network import WEIGHTS, NoNetwork, find_weights, lungs_by_network
 from diffseglung.volume import Volume
+from diffseglung_ray.cohort import check_lungs
+from diffseglung_ray.config import WrongArgument
 
 
 @pytest.fixture
@@ -66,3 +69,24 @@ def test_the_command_refuses_before_it_starts(no_package, tmp_path, capsys):
         )
     assert end.value.code == 2
     assert "not installed" in capsys.readouterr().err
+
+
+def test_settings_ask_for_it(package):
+    package.mkdir()
+    (package / WEIGHTS).touch()
+    hu = np.full((12, 30, 30), 40, np.int16)
+    hu[2:10, 4:26, 4:13] = hu[2:10, 4:26, 17:26] = -850
+    volume = Volume.from_array(hu, (3.0, 2.0, 1.0))
+    found = find_anatomy(volume, AnatomyConfig(lungs="lungmask"))
+    assert np.array_equal(found.lungs, hu < -700)
+
+
+def test_a_way_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"anatomy\.lungs is one of shape, lungmask, not guess"):
+        AnatomyConfig(lungs="guess")
+
+
+def test_a_job_refuses_before_it_reads_a_scan(no_package):
+    check_lungs(AnatomyConfig())
+    with pytest.raises(WrongArgument, match="not installed"):
+        check_lungs(AnatomyConfig(lungs="lungmask"))
