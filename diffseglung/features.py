@@ -1,6 +1,8 @@
 """What the student sees: bottleneck features of a scan at several timesteps. Torch ends here."""
 
+import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,10 +14,19 @@ from diffseglung.schedule import Schedule, to_unit
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+APART = 0.05  # root mean square difference of features in bfloat16, in standard deviations of the features
+TYPICAL_HU, TYPICAL_SD_HU = -850, 60
+
+logger = logging.getLogger(__name__)
+
 
 @frozen
 class FeatureConfig:
-    """Where in the noise the student is asked, and how many tiles at once."""
+    """Where in the noise the student is asked, and how many tiles at once, each at all timesteps.
+
+    `precision` is float32, bfloat16, or auto: bfloat16 on a GPU (see `agreed`) and float32 elsewhere.
+    """
 
     timesteps: tuple[int, ...] = (10, 50)
     levels: int = (
@@ -24,12 +35,20 @@ class FeatureConfig:
     tiles: int = 16
     cells_per_patch: int = 48  # sampled for the mixture; dense features are never stored
     seed: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.timesteps or min(self.tiles, self.cells_per_patch, self.levels) < 1:
             raise ValueError(
                 "features.timesteps needs at least one step; features.tiles, cells_per_patch and levels at least 1"
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"features.precision {self.precision!r} is none of: {', '.join(PRECISIONS)}")
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """What the network computes in there."""
+        half = self.precision == "bfloat16" or (self.precision == "auto" and device.type == "cuda")
+        return torch.bfloat16 if half else torch.float32
 
 
 def width(student: Student, config: FeatureConfig) -> int:
@@ -49,12 +68,32 @@ def encode(
     clean = to_unit(torch.from_numpy(hu.astype(np.float32))).to(device)[:, None]
     mask = torch.from_numpy(lungs.astype(np.float32)).to(device)[:, None]
     noise = noise.to(device)[:, None]
-    schedule = Schedule(student.config.timesteps)
-    parts = []
-    for step in config.timesteps:
-        t = torch.full((len(hu),), step, device=device)
-        parts.append(student.encode(schedule.add_noise(clean, noise, t), mask, t, config.levels))
-    return torch.cat(parts, dim=1).float().cpu().numpy()
+    asked, dtype = len(config.timesteps), config.dtype_on(device)
+    t = torch.tensor(config.timesteps, device=device).repeat_interleave(len(hu))
+    clean, noise, mask = (x.repeat(asked, 1, 1, 1, 1) for x in (clean, noise, mask))
+    noisy = Schedule(student.config.timesteps).add_noise(clean, noise, t)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        features = student.encode(noisy, mask, t, config.levels)
+    by_tile = features.float().unflatten(0, (asked, len(hu))).transpose(0, 1)
+    return by_tile.flatten(1, 2).cpu().numpy()
+
+
+def agreed(student: Student, size_vox: tuple[int, int, int], config: FeatureConfig) -> FeatureConfig:
+    """`config`, in float32 where bfloat16 would give this student other features; that is tried on one made tile."""
+    if config.dtype_on(next(student.parameters()).device) == torch.float32:
+        return config
+    hu = np.random.default_rng(0).normal(TYPICAL_HU, TYPICAL_SD_HU, (1, *size_vox)).astype(np.float32)
+    noise = torch.randn(1, *size_vox, generator=torch.Generator().manual_seed(config.seed))
+    full = replace(config, precision="float32")
+    exact, half = (encode(student, hu, np.ones_like(hu), noise, each)[0] for each in (full, config))
+    spread = exact.std(axis=(1, 2, 3), keepdims=True).clip(1e-6)
+    apart = float(np.sqrt((((half - exact) / spread) ** 2).mean()))
+    if apart <= APART:
+        return config
+    logger.warning(
+        "bfloat16 changes features by %.3f of their spread, more than %g: float32 is used", apart, APART
+    )
+    return full
 
 
 def extract(

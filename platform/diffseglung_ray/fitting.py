@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import ray.data
@@ -68,7 +70,8 @@ class CellSampler:
         import_network()
         student = ray.get(student) if isinstance(student, ray.ObjectRef) else student
         self.student = student.to(device).eval()
-        self.features, self.share = features, share
+        # In full precision: they are few, and what the mixture is fitted on.
+        self.features, self.share = replace(features, precision="float32"), share
 
     def __call__(self, batch: dict[str, np.ndarray]) -> pa.Table:
         """Cells of the patches that the seed picks from this batch."""

@@ -20,6 +20,7 @@ import ray
 from diffseglung import report
 from diffseglung.colours import colour_tables
 from diffseglung.config import Config, digest
+from diffseglung.features import agreed
 from diffseglung.mixture import Mixture
 from diffseglung.model import Model
 from diffseglung.results import case_result, write_case
@@ -188,7 +189,9 @@ class CaseSegmenter:
         use_threads(workers.cpus)
         import_network()
         placed: PlacedModel = ray.get(model)
-        self.model = placed.load().to("cuda" if workers.gpus else "cpu")
+        loaded = placed.load().to("cuda" if workers.gpus else "cpu")
+        features = agreed(loaded.student, loaded.config.patches.size_vox, loaded.config.features)
+        self.model = replace(loaded, config=replace(loaded.config, features=features))
         self.origin, self.store, self.attempts = placed.origin, store, attempts
         self.files = (*FILES, "probabilities.nii.gz") if probabilities else FILES
 

@@ -1,10 +1,11 @@
+import copy
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from diffseglung.features import FeatureConfig, encode, extract, width
+from diffseglung.features import FeatureConfig, agreed, encode, extract, width
 from diffseglung.grid import Grid
 from diffseglung.patches import PatchConfig, Scan
 from diffseglung.student import Student, StudentConfig
@@ -64,6 +65,46 @@ def replace_hu(source: Scan, more: int) -> Scan:
 def test_settings_without_meaning_are_refused():
     with pytest.raises(ValueError, match=r"features\.timesteps"):
         FeatureConfig(timesteps=())
+    with pytest.raises(ValueError, match=r"features\.precision"):
+        FeatureConfig(precision="float16")
+
+
+def test_timesteps_in_one_batch_are_those_asked_one_by_one(student):
+    hu, lungs = (
+        np.stack([array[:16, :32, :32], array[8:24, 8:40, 8:40]]) for array in (scan().hu, scan().lungs)
+    )
+    noise = torch.randn(2, 16, 32, 32, generator=torch.Generator().manual_seed(0))
+    alone = [encode(student, hu, lungs, noise, FeatureConfig(timesteps=(t,))) for t in (2, 9)]
+    together = encode(student, hu, lungs, noise, FeatureConfig(timesteps=(2, 9)))
+    assert together == pytest.approx(np.concatenate(alone, axis=1), abs=1e-5)
+
+
+def test_half_precision_is_kept_where_it_agrees(student):
+    config = FeatureConfig(timesteps=(5,), precision="bfloat16")
+    assert agreed(student, (16, 32, 32), config) == config
+    full, half = (
+        extract(student, scan(), PatchConfig(), FeatureConfig(timesteps=(5,), precision=name))
+        for name in ("float32", "bfloat16")
+    )
+    apart = np.abs(full - half).mean() / full.std()
+    assert 0 < apart < 0.05
+
+
+def test_half_precision_is_given_up_where_it_does_not_agree(student, caplog):
+    """A large constant in every channel leaves bfloat16 no digits for what varies."""
+    spoilt = copy.deepcopy(student)
+    *_, last = (m for m in spoilt.unet.middle_block.modules() if isinstance(m, torch.nn.Conv3d))
+    with torch.no_grad():
+        last.bias += 1000
+    config = FeatureConfig(timesteps=(5,), precision="bfloat16")
+    assert agreed(spoilt, (16, 32, 32), config).precision == "float32"
+    assert "float32 is used" in caplog.text
+
+
+def test_on_a_cpu_nothing_is_halved_unasked(student):
+    assert FeatureConfig().dtype_on(torch.device("cpu")) == torch.float32
+    assert FeatureConfig().dtype_on(torch.device("cuda")) == torch.bfloat16
+    assert agreed(student, (16, 32, 32), FeatureConfig()) == FeatureConfig()
 
 
 def test_the_level_above_the_bottleneck_is_read_beside_it_on_a_grid_twice_as_fine(student):
