@@ -6,7 +6,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy.morphology import distance_mm
+from diffseglung.anatomy.morphology import bounding_box, dilate, distance_mm
 from diffseglung.frozen import frozen
 from diffseglung.refine import lung_box
 
@@ -59,9 +59,11 @@ def find_cavities(
     inside = np.asarray(lungs[box], dtype=bool) & ~airways
     for core, near in _cores(_air(hu, inside, spacing_mm, config), spacing_mm, config):
         lumen = _fill(core, hu[near], inside[near], spacing_mm, config)
-        if not _is_compact(lumen, spacing_mm, config) or joined_share(lumen, airways[near]) > config.joined:
+        around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
+        alone, air, dense = lumen[around], airways[near][around], hu[near][around] > config.dense_hu
+        if not _is_compact(alone, spacing_mm, config) or joined_share(alone, air) > config.joined:
             continue
-        if enclosed_share(lumen, hu[near] > config.dense_hu, spacing_mm) >= config.shell:
+        if enclosed_share(alone, dense, spacing_mm) >= config.shell:
             found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
     return found
 
@@ -102,23 +104,33 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
     cores = ndimage.minimum_filter(air.view(np.uint8), width, mode="constant").view(bool)
     labels = cc3d.connected_components(cores, connectivity=6)
     stats = cc3d.statistics(labels, no_slice_conversion=False)
-    room = [
-        int(np.ceil((config.wall_mm + max(config.reach_mm, *spacing_mm) + config.neck_mm) / mm)) + 1
-        for mm in spacing_mm
-    ]
+    room_mm = config.wall_mm + max(config.reach_mm, *spacing_mm) + config.neck_mm
     for label in range(1, int(labels.max()) + 1):
         # A core is never larger than its lumen, and rarely less than a twentieth of it.
         if not config.min_ml / 20 <= stats["voxel_counts"][label] * voxel_ml <= config.max_ml:
             continue
-        bounds = stats["bounding_boxes"][label]
-        near = tuple(
-            slice(max(0, s.start - r), min(size, s.stop + r))
-            for s, r, size in zip(bounds, room, air.shape, strict=True)
+        # In a box that the grown core fits, then in one with room for the wall.
+        grown = _widened(stats["bounding_boxes"][label], config.neck_mm, spacing_mm, air.shape)
+        core = (labels[grown] == label).view(np.uint8)
+        lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[grown]
+        if config.min_ml <= np.count_nonzero(lumen) * voxel_ml <= config.max_ml:
+            near = _widened(stats["bounding_boxes"][label], room_mm, spacing_mm, air.shape)
+            roomy = np.zeros([s.stop - s.start for s in near], bool)
+            roomy[
+                tuple(slice(g.start - n.start, g.stop - n.start) for g, n in zip(grown, near, strict=True))
+            ] = lumen
+            yield roomy, near
+
+
+def _widened(box: Box, margin_mm: float, spacing_mm: Spacing, shape: tuple[int, ...]) -> Box:
+    """A box with a margin, as far as the array goes."""
+    z, y, x = (
+        slice(max(0, s.start - margin), min(size, s.stop + margin))
+        for s, margin, size in zip(
+            box, (int(np.ceil(margin_mm / mm)) + 1 for mm in spacing_mm), shape, strict=True
         )
-        core = (labels[near] == label).view(np.uint8)
-        lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[near]
-        if config.min_ml <= lumen.sum() * voxel_ml <= config.max_ml:
-            yield lumen, (near[0], near[1], near[2])
+    )
+    return z, y, x
 
 
 def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:
@@ -153,4 +165,4 @@ def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
 def _within(mask: np.ndarray, reach_mm: float, spacing_mm: Spacing) -> np.ndarray:
     """Every voxel whose centre lies no farther than that from a voxel of the mask."""
     # A neighbour's distance in single precision may be a hair more than the spacing that it is.
-    return distance_mm(mask, spacing_mm) <= reach_mm * (1 + 1e-5)
+    return dilate(mask, reach_mm * (1 + 1e-5), spacing_mm)

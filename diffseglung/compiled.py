@@ -7,6 +7,7 @@ builds the image of a cluster, or the first case on every node waits for half a 
 import numpy as np
 
 from diffseglung.config import smoke
+from diffseglung.grid import largest_of
 from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.prepare import prepare_case
 from diffseglung.refine import RefineConfig, sobel_diffusion
@@ -20,6 +21,8 @@ def compile_all() -> None:
     phantom = make_phantom(0, SMALL)
     prepare_case("phantom", Volume.from_array(phantom.hu, phantom.spacing_mm), smoke())
     posterior = np.full((2, *phantom.hu.shape), 0.5, np.float32)
+    grid = Volume.from_array(phantom.hu, phantom.spacing_mm).grid
+    largest_of(posterior, grid, grid, phantom.lungs)
     sobel_diffusion(posterior, phantom.hu, phantom.lungs, phantom.spacing_mm, RefineConfig())
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
-from scipy import ndimage
 
 from diffseglung.anatomy import Anatomy
 from diffseglung.frozen import frozen
@@ -168,10 +167,22 @@ def cell_share(mask: np.ndarray, cell_vox: Shape) -> np.ndarray:
 
 def regrid(array: np.ndarray, shape: Shape) -> np.ndarray:
     """Cells (c, z, y, x) onto another cell grid over the same box, linear between cell centres."""
-    out = np.empty((len(array), *shape), np.float32)
-    old = array.shape[1:]
-    at = [(np.arange(n) + 0.5) * o / n - 0.5 for n, o in zip(shape, old, strict=True)]
-    where = np.meshgrid(*at, indexing="ij")
-    for channel, target in zip(array, out, strict=True):
-        ndimage.map_coordinates(channel, where, output=target, order=1, mode="nearest")
+    out = array.astype(np.float32)
+    for axis, count in enumerate(shape, 1):
+        out = _between(out, axis, count)
     return out
+
+
+def _between(array: np.ndarray, axis: int, count: int) -> np.ndarray:
+    """So many values along one axis instead of those that are there, linear, the ends held."""
+    old = array.shape[axis]
+    if old == count:
+        return array
+    at = np.clip((np.arange(count) + 0.5) * old / count - 0.5, 0, old - 1)
+    low = np.minimum(at.astype(int), max(0, old - 2))
+    share = (at - low).astype(np.float32).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    first, second = (array.take(i, axis) for i in (low, np.minimum(low + 1, old - 1)))
+    second -= first
+    second *= share
+    second += first
+    return second

@@ -83,12 +83,11 @@ def case_result(case_id: str, volume: Volume, segmentation: Segmentation, **orig
     """
     lungs, labels, voxel_ml = segmentation.anatomy.lungs, segmentation.labels, volume.grid.voxel_ml
     hu = volume.hu[lungs]
-    counts = np.bincount(labels.ravel(), minlength=len(TISSUES) + 1)
     peaks = peaks_of(volume.hu)
     result = CaseResult(
         case_id=case_id,
         lung_ml=float(lungs.sum() * voxel_ml),
-        tissue_ml=tuple(float(counts[t] * voxel_ml) for t in TISSUES),
+        tissue_ml=tuple(float(np.count_nonzero(labels == t) * voxel_ml) for t in TISSUES),
         mean_lung_hu=float(hu.mean()),
         laa950_pct=float(100 * (hu < LAA_HU).mean()),
         uncertainty=segmentation.uncertainty,

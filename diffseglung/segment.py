@@ -14,7 +14,7 @@ from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.features import extract
-from diffseglung.grid import crop_grid, resample_labels, resample_map
+from diffseglung.grid import crop_grid, largest_of, resample_labels
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
@@ -24,7 +24,6 @@ from diffseglung.teacher import TEACHER
 from diffseglung.tissue import VOXEL_HU, scan_reference
 from diffseglung.volume import Volume
 
-SLAB_SLICES = 32
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
@@ -202,8 +201,12 @@ def hilar_vessels(volume: Volume, anatomy: Anatomy, scan: Scan, hilum_mm: float)
 
     Further out a honeycomb's walls may pass for vessels; here hardly anything but vessels looks like one.
     """
-    near = distance_mm(scan.airways, scan.grid.spacing_mm) < hilum_mm
-    return anatomy.vessels & (resample_labels(near, scan.grid, volume.grid) > 0)
+    hilar = anatomy.vessels
+    box = lung_box(hilar)
+    if box is not None:
+        near = distance_mm(scan.airways, scan.grid.spacing_mm) < hilum_mm
+        hilar[box] &= resample_labels(near, scan.grid, crop_grid(volume.grid, box)) > 0
+    return hilar
 
 
 def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
@@ -218,32 +221,15 @@ def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
 
 def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
-    lungs = seen.anatomy.lungs
+    lungs, grid = seen.anatomy.lungs, seen.volume.grid
     labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
-    for slab in _slabs(lungs):
-        labels[slab] = _most_likely(posteriors, seen, slab) * lungs[slab]
+    box = lung_box(lungs)
+    if box is not None:
+        found = [t for t in TISSUES if t != Tissue.CAVITY]  # cavities are known on this very grid
+        maps = posteriors[[t - 1 for t in found]]
+        largest = largest_of(maps, seen.scan.grid, crop_grid(grid, box), lungs[box])
+        tissues = np.array([Tissue.HEALTHY, *found], np.uint8)  # healthy where nothing is known
+        labels[box] = tissues[largest] * lungs[box]
     labels[seen.hilar] = Tissue.HEALTHY
     labels[seen.cavities] = Tissue.CAVITY
-    return labels
-
-
-def _slabs(lungs: np.ndarray) -> Iterator[tuple[slice, slice, slice]]:
-    """Boxes of a few slices that cover the lungs: six posteriors of a large scan would not fit a small machine."""
-    z, y, x = lung_box(lungs) or (slice(0, 0),) * 3
-    for start in range(z.start, z.stop, SLAB_SLICES):
-        yield slice(start, min(start + SLAB_SLICES, z.stop)), y, x
-
-
-def _most_likely(posteriors: np.ndarray, seen: Observation, slab: tuple[slice, slice, slice]) -> np.ndarray:
-    """The tissue (uint8) with the highest posterior at each voxel of a box of the volume."""
-    part = crop_grid(seen.volume.grid, slab)
-    labels = np.full(part.shape, Tissue.HEALTHY, np.uint8)
-    best = np.zeros(part.shape, np.float32)
-    for tissue, posterior in zip(TISSUES, posteriors, strict=True):
-        if tissue == Tissue.CAVITY:
-            continue  # known on this very grid
-        fine = resample_map(posterior, seen.scan.grid, part)
-        better = fine > best
-        labels[better] = tissue
-        best[better] = fine[better]
     return labels

@@ -220,7 +220,7 @@ def most_telling(labels: np.ndarray, axis: int) -> int:
 
 def cut(array: np.ndarray, view: str, index: int) -> np.ndarray:
     """One slice as it is hung: axial as stored (the patient's right at the left), the others head up."""
-    flat = np.take(array, index, axis=VIEWS[view].axis)
+    flat = np.moveaxis(array, VIEWS[view].axis, 0)[index]
     return flat if view == "axial" else flat[::-1]
 
 

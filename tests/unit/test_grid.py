@@ -13,6 +13,7 @@ from diffseglung.grid import (
     canonical_axes,
     canonical_grid,
     crop_grid,
+    largest_of,
     reorder,
     resample_labels,
     resample_map,
@@ -148,3 +149,40 @@ def test_outside_the_source_is_the_fill():
     aside = Grid((6, 6, 6), grid.affine + np.array([[0, 0, 0, 500.0]] + [[0] * 4] * 3))
     assert (resample_map(np.ones((6, 6, 6)), grid, aside, fill=0.25) == 0.25).all()
     assert not resample_labels(np.ones((6, 6, 6)), grid, aside).any()
+
+
+@pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), (0.7, 1.3, 0.6), (3.0, 2.5, 4.0)])
+def test_the_largest_of_several_maps_is_found_without_bringing_them_over(spacing_mm):
+    rng = np.random.default_rng(0)
+    source = Grid((9, 11, 10), diagonal(2.0, 2.0, 2.0))
+    target = respaced_grid(crop_grid(source, (slice(2, 8), slice(1, 9), slice(3, 9))), spacing_mm)
+    maps = rng.random((4, *source.shape), np.float32)
+    where = rng.random(target.shape) < 0.7
+    fine = np.stack([resample_map(one, source, target) for one in maps])
+    first, second = np.sort(fine, axis=0)[:-3:-1]
+    clear = where & (first - second > 1e-5)
+    found = largest_of(maps, source, target, where)
+    assert np.array_equal(found[clear], fine.argmax(axis=0)[clear] + 1)
+    assert not found[~where].any()
+
+
+def test_beyond_the_outermost_voxels_the_largest_map_is_theirs():
+    source, wider = Grid((2, 2, 2), diagonal(2.0, 2.0, 2.0)), Grid((6, 2, 2), diagonal(2.0, 2.0, 2.0))
+    wider.affine[2, 3] -= 4.0
+    maps = np.zeros((3, 2, 2, 2), np.float32)
+    maps[1, 0], maps[2, 1] = 1, 1
+    found = largest_of(maps, source, wider, np.ones(wider.shape, bool))
+    assert found[:, 0, 0].tolist() == [2, 2, 2, 3, 3, 3]
+    assert not largest_of(maps * 0, source, wider, np.ones(wider.shape, bool)).any()
+
+
+def test_the_largest_map_is_sought_along_parallel_axes_only():
+    source = Grid((3, 3, 3), diagonal(1.0, 1.0, 1.0))
+    turned = np.eye(4)
+    turned[:3, :3] = Rotation.from_euler("z", 20, degrees=True).as_matrix() @ source.affine[:3, :3]
+    with pytest.raises(ValueError, match="parallel"):
+        largest_of(
+            np.ones((2, 3, 3, 3), np.float32), source, Grid((3, 3, 3), turned), np.ones((3, 3, 3), bool)
+        )
+    with pytest.raises(ValueError, match="not on their grids"):
+        largest_of(np.ones((2, 3, 3, 4), np.float32), source, source, np.ones((3, 3, 3), bool))
