@@ -189,38 +189,43 @@ def largest_of(maps: np.ndarray, source: Grid, target: Grid, where: np.ndarray) 
         raise ValueError(f"maps {maps.shape} or mask {where.shape} are not on their grids")
     if np.count_nonzero(matrix[:3, :3] - np.diag(np.diag(matrix[:3, :3]))):
         raise ValueError("the axes of both grids must be parallel")
-    lines = []
+    lows, highs, shares = [], [], []
     for axis, (count, new_count) in enumerate(zip(source.shape, target.shape, strict=True)):
         at = np.clip(np.arange(new_count) * matrix[axis, axis] + matrix[axis, 3], 0, count - 1)
         low = np.minimum(at.astype(np.int64), max(0, count - 2))
-        lines += [low, np.minimum(low + 1, count - 1), (at - low).astype(np.float32)]
+        lows.append(low)
+        highs.append(np.minimum(low + 1, count - 1))
+        shares.append((at - low).astype(np.float32))
     out = np.zeros(target.shape, np.uint8)
     row = np.empty((source.shape[2], len(maps)), np.float32)
-    _largest(np.ascontiguousarray(np.moveaxis(maps, 0, -1), np.float32), *lines, where, row, out)
+    last_axis = np.ascontiguousarray(np.moveaxis(maps, 0, -1), np.float32)
+    _largest(last_axis, tuple(lows), tuple(highs), tuple(shares), where, row, out)
     return out
 
 
 @numba.njit(nogil=True, cache=True)
-def _largest(maps, z0, z1, dz, y0, y1, dy, x0, x1, dx, where, row, out):
+def _largest(maps, low, high, share, where, row, out):
     for z in range(out.shape[0]):
+        z0, z1, dz = low[0][z], high[0][z], share[0][z]
         for y in range(out.shape[1]):
+            y0, y1, dy = low[1][y], high[1][y], share[1][y]
             first, last = out.shape[2], -1
             for x in range(out.shape[2]):
                 if where[z, y, x]:
                     first, last = min(first, x), x
             if last < 0:
                 continue
-            near, far = np.float32(1) - dz[z], dz[z]
-            for x in range(x0[first], x1[last] + 1):
+            for x in range(low[2][first], high[2][last] + 1):
                 for k in range(row.shape[1]):
-                    before = near * maps[z0[z], y0[y], x, k] + far * maps[z1[z], y0[y], x, k]
-                    behind = near * maps[z0[z], y1[y], x, k] + far * maps[z1[z], y1[y], x, k]
-                    row[x, k] = before + dy[y] * (behind - before)
+                    before = maps[z0, y0, x, k] + dz * (maps[z1, y0, x, k] - maps[z0, y0, x, k])
+                    behind = maps[z0, y1, x, k] + dz * (maps[z1, y1, x, k] - maps[z0, y1, x, k])
+                    row[x, k] = before + dy * (behind - before)
             for x in range(first, last + 1):
                 if where[z, y, x]:
+                    x0, x1, dx = low[2][x], high[2][x], share[2][x]
                     best, which = np.float32(0), 0
                     for k in range(row.shape[1]):
-                        value = row[x0[x], k] + dx[x] * (row[x1[x], k] - row[x0[x], k])
+                        value = row[x0, k] + dx * (row[x1, k] - row[x0, k])
                         if value > best:
                             best, which = value, k + 1
                     out[z, y, x] = which
