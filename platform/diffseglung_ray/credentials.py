@@ -23,6 +23,17 @@ def has_credentials(place: str) -> bool:
     return without_credentials(place) != place
 
 
+def keep_from_trials() -> None:
+    """Ray Tune hands the driver's AWS keys to every trial, in an environment that Ray's agents log: it no longer does.
+
+    Nodes have credentials of their own, as for all other jobs.
+    """
+    from ray.tune.execution import class_cache
+
+    handed_on = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = frozenset(n for n in handed_on if not n.startswith("AWS_"))
+
+
 def hide_in_tracebacks() -> None:
     """An error that nobody expected is shown whole, but for the credentials in its message."""
 

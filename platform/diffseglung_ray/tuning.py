@@ -45,6 +45,7 @@ from diffseglung.teacher import Standardiser
 from diffseglung.tissue import TissueConfig, anchor_log_likelihood, prior
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
+from diffseglung_ray.credentials import keep_from_trials
 from diffseglung_ray.fitting import COLUMNS as CELL_COLUMNS
 from diffseglung_ray.processes import import_network
 from diffseglung_ray.tracking import Run, check_tracking, open_run, start_run
@@ -178,6 +179,7 @@ def search(
     study: Study, teach: Arrays, judge: Arrays, config: RunConfig, workspace: Workspace, trials: int, run: Run
 ) -> list[Row]:
     """Every row that the trials reported. The recipe's own settings are the first trial."""
+    keep_from_trials()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a box even at verbose=0
     own = {"temperature": config.train.temperature, "weight": config.train.weight}

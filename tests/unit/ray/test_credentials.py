@@ -6,12 +6,14 @@ import sys
 
 import mlflow
 import pytest
+import ray
+from ray.tune.execution import class_cache
 
 from diffseglung_ray import tracking
 from diffseglung_ray.cases import failed
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import UserError, WrongArgument, run_job
-from diffseglung_ray.credentials import without_credentials
+from diffseglung_ray.credentials import keep_from_trials, without_credentials
 from diffseglung_ray.storage import Store
 from diffseglung_ray.tracking import check_tracking
 
@@ -107,3 +109,15 @@ def test_an_error_of_a_user_is_said_without_them(capsys: pytest.CaptureFixture[s
     with pytest.raises(SystemExit):
         run_job(main)
     assert SECRET not in capsys.readouterr().err
+
+
+def test_a_trial_is_handed_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(class_cache, "ENV_VARS_TO_PROPAGATE", class_cache.ENV_VARS_TO_PROPAGATE)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    handed = []
+    monkeypatch.setattr(ray, "remote", lambda runtime_env: lambda cls: handed.append(runtime_env))
+    class_cache._ActorClassCache().get(object)
+    assert SECRET in str(handed[0])  # were it not, we could leave it alone
+    keep_from_trials()
+    class_cache._ActorClassCache().get(object)
+    assert SECRET not in str(handed[1])
