@@ -31,7 +31,7 @@ def keep_from_trials() -> None:
     from ray.tune.execution import class_cache
 
     handed_on = class_cache.ENV_VARS_TO_PROPAGATE
-    class_cache.ENV_VARS_TO_PROPAGATE = frozenset(n for n in handed_on if not n.startswith("AWS_"))
+    class_cache.ENV_VARS_TO_PROPAGATE = {n for n in handed_on if not n.startswith("AWS_")}
 
 
 def hide_in_tracebacks() -> None:
