@@ -22,6 +22,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.numpy import load_file
 
 from diffseglung.distill import TrainConfig, collapse
@@ -179,7 +180,9 @@ def distil(
         patch_bytes=patch_bytes,
         threads=workers.cpus,
     )
-    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
+    # Where the driver is: it lives as long as that, and no other node takes it along.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(num_cpus=0)(Mailbox).options(scheduling_strategy=here).remote()
     options = ray.data.ExecutionOptions(preserve_order=True)  # the same rows for each rank in every run
 
     def trainer() -> TorchTrainer:
