@@ -8,6 +8,7 @@ from diffseglung.anatomy.morphology import Spacing, components, dilate, distance
 SCALES_MM = (1.5, 2.5, 4.0)
 SURE_HU, LIKELY_HU = 40.0, 20.0  # tubeness: a vessel has some of the first and ends with the second
 MIN_VESSEL_ML = 0.1
+EMPTIEST_HU = -880.0  # healthy lung at full inspiration
 # Above the lung's mode, over 15 mm: ground glass or a honeycomb, whose walls are tubes too; where no rim is sought.
 CROWDED_HU, CALM_HU = 100.0, 65.0
 # Above the mode: what is denser does not count there, or a thick vessel would pass for a crowd.
@@ -33,7 +34,8 @@ def find_vessels(
     """
     if not lungs.any():
         return np.zeros(lungs.shape, bool), np.zeros(lungs.shape, np.float32)
-    mode_hu = lung_mode_hu(hu, lungs)
+    # What is emptier is emphysema, and in a lung full of it what is left of healthy lung is no crowd.
+    mode_hu = max(lung_mode_hu(hu, lungs), EMPTIEST_HU)
     # The chest wall would outshine every vessel that runs along it.
     flat = np.where(lungs, np.clip(hu, -1000, 100), mode_hu).astype(np.float32)
     bright = lungs & (hu > max(mode_hu + 130, -750))
