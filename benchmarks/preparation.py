@@ -1,9 +1,13 @@
 """What does Ray cost preparation, and does its memory grow with the cohort?
 
-The same four small phantoms, with their lungs given, under 8 and 80 names (or as `--cases` says; with `--full`
-also 800): by a plain loop in one process, and by Ray with one and two workers. Each run is a process of its
-own with an empty workspace. The start of Ray and of its workers is in the seconds of a run, and not in the
-seconds of a further case: (time of the larger cohort - time of the smaller) / cases between.
+Cost: phantoms whose lungs have to be found, one to two seconds each, by a plain loop in one process and by Ray
+with one and two workers. What a further case costs is (larger cohort - smaller) / cases between: the start of Ray
+and of its workers is in neither. Processor time counts the driver and everything that it started; it does not
+depend on how busy the machine is, wall time does.
+
+Memory: small phantoms with their lungs given, the same four files under 8, 80 and 800 names, by two workers.
+
+Each run is a process of its own with an empty workspace.
 """
 
 import argparse
@@ -14,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -28,25 +32,33 @@ from diffseglung_ray.cluster import ray_cluster
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import RunConfig, load_config
 from diffseglung_ray.preparation import CasePreparer, digest_of, prepare, prepared_settings
+from diffseglung_ray.processes import use_threads
 from diffseglung_ray.storage import Store
 
-PHANTOM = PhantomConfig(size_vox=(24, 30, 30), spacing_mm=(4.5, 4.5, 4.5))
+REAL = PhantomConfig(size_vox=(60, 80, 80), spacing_mm=(4.0, 4.0, 4.0))
+TINY = PhantomConfig(size_vox=(24, 30, 30), spacing_mm=(4.5, 4.5, 4.5))
 WAYS = {"plain loop": 0, "Ray, 1 worker": 1, "Ray, 2 workers": 2}
+TICK = os.sysconf("SC_CLK_TCK")
 QUESTION = "What does Ray cost preparation, and does its memory grow with the cohort?"
 
+Found = dict[str, float]
 
-def write_manifest(folder: Path, cases: int) -> Path:
-    """A cohort of so many names for the four phantoms in `folder`."""
+
+def write_manifest(folder: Path, cases: int, lungs: bool) -> Path:
+    """A cohort of so many names for the phantoms in `folder`, with or without their lungs."""
     images = sorted((folder / "images").iterdir())
-    names = [images[i % len(images)].name for i in range(cases)]
-    lines = [f"case-{i:04d},images/{name},truth/{name}" for i, name in enumerate(names)]
+    lines = ["case_id,image,lungs" if lungs else "case_id,image"]
+    for i in range(cases):
+        name = images[i % len(images)].name
+        lines.append(f"case-{i:04d},images/{name}" + (f",truth/{name}" if lungs else ""))
     manifest = folder / f"cohort-{cases}.csv"
-    manifest.write_text("\n".join(["case_id,image,lungs", *lines]) + "\n")
+    manifest.write_text("\n".join(lines) + "\n")
     return manifest
 
 
 def plain_loop(manifest: Path, place: Path, config: RunConfig) -> None:
-    """What a worker does, case by case, in this process."""
+    """What a worker does, case by case, in this process, on one thread as a worker has it."""
+    use_threads(1)
     store = Store.at(place)
     with attempts_in(store) as attempts:
         worker = CasePreparer(store, config.method, digest_of(prepared_settings(config)), attempts, 1)
@@ -55,27 +67,64 @@ def plain_loop(manifest: Path, place: Path, config: RunConfig) -> None:
 
 
 class Watch(threading.Thread):
-    """Peaks of resident memory, in MiB: this process, the largest worker, and what lies in the object store."""
+    """Looks twice a second at this process and all that it started: peaks of memory in MiB, processor seconds."""
 
     def __init__(self, uses_ray: bool) -> None:
         super().__init__(daemon=True)
         self.uses_ray, self.over = uses_ray, threading.Event()
-        self.peaks = {"driver": 0.0, "worker": 0.0, "store": 0.0}
+        self.peaks = {"driver": 0.0, "worker": 0.0, "workers": 0.0, "store": 0.0}
+        self.cpu: dict[int, float] = {}
 
     def run(self) -> None:
-        """Look twice a second."""
+        """Until it is over, and once more then."""
         while not self.over.wait(0.5):
-            self.note("driver", resident_mib(os.getpid()))
-            if self.uses_ray:
-                for pid in pids_of_workers():
-                    self.note("worker", resident_mib(pid))
-                address = ray.get_runtime_context().gcs_address
-                stats = get_memory_info_reply(get_state_from_address(address)).store_stats
-                self.note("store", stats.object_store_bytes_used / 2**20)
+            self.look()
+        self.look()
+
+    def look(self) -> None:
+        """Keep the largest, and each process's latest."""
+        processes = list(family(os.getpid()))
+        workers = [resident_mib(pid) for pid in processes if is_worker(pid)]
+        self.note("driver", resident_mib(os.getpid()))
+        self.note("worker", max(workers, default=0.0))
+        self.note("workers", sum(workers))
+        self.cpu |= {pid: cpu for pid in processes if (cpu := cpu_seconds(pid))}
+        if self.uses_ray:
+            address = ray.get_runtime_context().gcs_address
+            stats = get_memory_info_reply(get_state_from_address(address)).store_stats
+            self.note("store", stats.object_store_bytes_used / 2**20)
 
     def note(self, what: str, mib: float) -> None:
         """Keep the largest."""
         self.peaks[what] = max(self.peaks[what], mib)
+
+
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name; none where the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def family(root: int) -> Iterable[int]:
+    """A process and everything that it started, and that they started."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").glob("[0-9]*"):
+        fields = stat_of(int(place.name))
+        if fields:
+            children.setdefault(int(fields[1]), []).append(int(place.name))
+    open_ends = [root]
+    while open_ends:
+        pid = open_ends.pop()
+        yield pid
+        open_ends += children.get(pid, [])
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process; 0 where it has ended."""
+    fields = stat_of(pid)
+    return (int(fields[11]) + int(fields[12])) / TICK if fields else 0.0
 
 
 def resident_mib(pid: int) -> float:
@@ -87,25 +136,21 @@ def resident_mib(pid: int) -> float:
     return int(fields[1].split()[0]) / 1024 if len(fields) > 1 else 0.0
 
 
-def pids_of_workers() -> list[int]:
-    """Actors of the pool on this machine."""
-    found = []
-    for place in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            command = place.read_bytes()
-        except OSError:
-            continue
-        if command.startswith(b"ray::") and b"CasePreparer" in command:
-            found.append(int(place.parent.name))
-    return found
+def is_worker(pid: int) -> bool:
+    """Whether a process is an actor of the pool."""
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+    return command.startswith(b"ray::") and b"CasePreparer" in command
 
 
-def run_one(way: str, manifest: Path, place: Path) -> dict[str, float]:
+def run_one(way: str, manifest: Path, place: Path) -> Found:
     """One run in this process: its seconds and its peaks."""
     workers = WAYS[way]
     config = load_config("smoke", None, [f"resources.workers={workers}", "resources.object_store_mb=200"])
 
-    def timed(work: Callable[[], None]) -> dict[str, float]:
+    def timed(work: Callable[[], None]) -> Found:
         watch = Watch(uses_ray=workers > 0)
         watch.start()
         began = time.perf_counter()
@@ -113,7 +158,7 @@ def run_one(way: str, manifest: Path, place: Path) -> dict[str, float]:
         seconds = time.perf_counter() - began
         watch.over.set()
         watch.join()
-        return {"seconds": seconds, **watch.peaks}
+        return {"seconds": seconds, "cpu": sum(watch.cpu.values()), **watch.peaks}
 
     if not workers:
         return timed(lambda: plain_loop(manifest, place, config))
@@ -121,46 +166,68 @@ def run_one(way: str, manifest: Path, place: Path) -> dict[str, float]:
         return timed(lambda: prepare(str(manifest), str(place), config))
 
 
-def measure(folder: Path, sizes: list[int]) -> dict[tuple[str, int], dict[str, float]]:
-    """Every way on every size, each in a process of its own, the ways in turn."""
-    found = {}
-    for cases in sizes:
-        manifest = write_manifest(folder, cases)
-        for number, way in enumerate(WAYS):
-            place = folder / f"work-{cases}-{number}"
-            command = [sys.executable, __file__, "--one", way, str(manifest), str(place)]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-            found[way, cases] = json.loads(done.stdout.splitlines()[-1])
-            print(f"{cases} cases, {way}: {found[way, cases]}", flush=True)
+def measured(way: str, manifest: Path) -> Found:
+    """`run_one` in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        command = [sys.executable, __file__, "--one", way, str(manifest), place]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    found: Found = json.loads(done.stdout.splitlines()[-1])
+    print(f"{manifest.stem}, {way}: {found}", flush=True)
     return found
 
 
-def table(found: dict[tuple[str, int], dict[str, float]], sizes: list[int]) -> str:
-    """Seconds, and the peaks of memory."""
+def cost(sizes: list[int]) -> list[str]:
+    """What a further case costs by each way, in processor and wall time."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_cohort(folder, 4, seed=1, config=REAL)
+        found = {
+            (way, cases): measured(way, write_manifest(Path(folder), cases, lungs=False))
+            for cases in sizes
+            for way in WAYS
+        }
+    lines = [
+        "| way | CPU s a further case | against the plain loop | wall s a further case |",
+        "|---" * 4 + "|",
+    ]
+    few, many = sizes[0], sizes[-1]
     further = {
-        way: (found[way, sizes[-1]]["seconds"] - found[way, sizes[0]]["seconds"]) / (sizes[-1] - sizes[0])
+        way: {
+            key: (found[way, many][key] - found[way, few][key]) / (many - few) for key in ("cpu", "seconds")
+        }
         for way in WAYS
     }
-    lines = ["| cases | way | s | driver, MiB | largest worker, MiB | object store, MiB |", "|---" * 6 + "|"]
-    for cases in sizes:
-        for way in WAYS:
-            row = found[way, cases]
-            memory = " | ".join(f"{row[key]:.0f}" if row[key] else "" for key in ("driver", "worker"))
-            store = f"{row['store']:.2f}" if WAYS[way] else ""
-            lines.append(f"| {cases} | {way} | {row['seconds']:.1f} | {memory} | {store} |")
-    lines += ["", "| way | s a further case | against the plain loop |", "|---|---|---|"]
-    plain = further["plain loop"]
-    for way, seconds in further.items():
-        lines.append(f"| {way} | {seconds:.3f} | {seconds / plain:.2f} |")
-    load = os.getloadavg()[2]
-    return "\n".join([*lines, "", f"Load of the machine in the last 15 minutes: {load:.1f}."])
+    for way, row in further.items():
+        share = row["cpu"] / further["plain loop"]["cpu"]
+        lines.append(f"| {way} | {row['cpu']:.2f} | {share:.2f} | {row['seconds']:.2f} |")
+    return [*lines, "", f"From {few} to {many} cases whose lungs are found."]
+
+
+def memory(sizes: list[int]) -> list[str]:
+    """Peaks of memory for cohorts of each size."""
+    lines = [
+        "| cases | driver, MiB | largest worker, MiB | both workers, MiB | object store, MiB | CPU s | wall s |",
+        "|---" * 7 + "|",
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        write_cohort(folder, 4, seed=1, config=TINY)
+        for cases in sizes:
+            row = measured("Ray, 2 workers", write_manifest(Path(folder), cases, lungs=True))
+            peaks = " | ".join(f"{row[key]:.0f}" for key in ("driver", "worker", "workers"))
+            lines.append(
+                f"| {cases} | {peaks} | {row['store']:.2f} | {row['cpu']:.0f} | {row['seconds']:.0f} |"
+            )
+    return lines
 
 
 def main() -> None:
     """Measure and record; with `--one`, a single run for the process that asked."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", nargs="+", type=int, default=[8, 80], help="sizes of the cohort, rising")
-    parser.add_argument("--full", action="store_true", help="also 800 cases")
+    parser.add_argument(
+        "--cases", nargs="+", type=int, default=[8, 80, 800], help="cohorts to see memory grow"
+    )
+    parser.add_argument(
+        "--cost", nargs=2, type=int, default=[4, 20], help="cohorts to see the cost of a case"
+    )
     parser.add_argument("--one", nargs=3, metavar=("WAY", "MANIFEST", "PLACE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -169,10 +236,9 @@ def main() -> None:
             found = run_one(way, Path(manifest), Path(place))
         print(json.dumps(found))
         return
-    sizes = [*arguments.cases, 800] if arguments.full else arguments.cases
-    with tempfile.TemporaryDirectory() as folder:
-        write_cohort(folder, 4, seed=1, config=PHANTOM)
-        record(QUESTION, table(measure(Path(folder), sizes), sizes))
+    lines = [*cost(arguments.cost), "", *memory(arguments.cases)]
+    load = os.getloadavg()[2]
+    record(QUESTION, "\n".join([*lines, "", f"Load of the machine in the last 15 minutes: {load:.1f}."]))
 
 
 if __name__ == "__main__":

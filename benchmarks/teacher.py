@@ -17,7 +17,7 @@ from scipy.signal import fftconvolve
 from skimage.feature import graycomatrix, graycoprops, local_binary_pattern
 
 from diffseglung.teacher import TeacherConfig, describe_patches, describe_windows, kernels, reference
-from diffseglung.teacher.regions import grey_levels
+from diffseglung.teacher.regions import grey_codes
 
 SHAPES = ((32, 96, 96), (32, 32, 32))
 CONFIG = TeacherConfig()
@@ -75,7 +75,7 @@ def scatter(codes: np.ndarray, tables: np.ndarray) -> None:
 
 def codes_of(hu: np.ndarray) -> tuple[np.ndarray, int]:
     """Grey levels of a patch framed by zeros, and how many there are."""
-    grey = grey_levels(CONFIG)
+    grey = (grey_codes(CONFIG) // 16).astype(np.uint8)
     return np.pad(grey[hu - CONFIG.clip_hu[0]], 1), int(grey[-1]) + 1
 
 

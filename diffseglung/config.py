@@ -47,6 +47,13 @@ class Config:
                     f"patches.size_vox {patches.size_vox} must be whole strides of the student ({stride}) and whole "
                     f"cells {patches.cell_vox}, and the stride whole cells"
                 )
+        for axis in self.train.flip:
+            # A window that lies unevenly around its position has another place in a mirror.
+            if (patches.local_window_vox[axis] - stride) % 2:
+                raise ValueError(
+                    f"train.flip {self.train.flip}: a window of {patches.local_window_vox} voxels is not centred on a "
+                    f"position of {stride}; both must be even, or both odd"
+                )
         if self.features.levels > len(self.student.channels):
             raise ValueError(
                 f"features.levels {self.features.levels} are more than the student's {len(self.student.channels)}"

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from diffseglung.frozen import frozen
 from diffseglung.schedule import Schedule, to_unit
 from diffseglung.student import DistillationNetwork, Student, StudentConfig
-from diffseglung.teacher import Standardiser
+from diffseglung.teacher import Standardiser, flip_batch
 
 Batch = dict[str, torch.Tensor]
 
@@ -50,6 +50,9 @@ class TrainConfig:
     warmup: tuple[int, int] = (150, 300)  # steps between which the weight rises from 0, once it can denoise
     temperature: float = 0.07
     positions: int = 16  # bottleneck positions drawn from each patch (local)
+    # Axes of (z, y, x) along which each patch is flipped or not, with its targets. Off: whether it helps has not been
+    # measured, and all published and recorded figures are without.
+    flip: tuple[int, ...] = ()
     small_t: float = 0.125  # half of the timesteps come from this first share of them, once the weight is up
     checkpoint_every: int = 200
     seed: int = 0
@@ -66,6 +69,8 @@ class TrainConfig:
                 f"train.steps {self.steps} must be at least 1 and train.batch {self.batch} at least 2 "
                 "(a contrast needs a negative)"
             )
+        if len({*self.flip}) < len(self.flip) or not {*self.flip} <= {0, 1, 2}:
+            raise ValueError(f"train.flip {self.flip} must name axes once each: 0 is z, 1 is y, 2 is x")
         if not 0 <= self.warmup[0] <= self.warmup[1]:
             raise ValueError(f"train.warmup {self.warmup} must be two steps in rising order")
         if self.batch % self.accumulate:
@@ -178,7 +183,7 @@ def distill(
         waited, seen = 0.0, 0
         for micro in range(config.accumulate):
             asked = time.perf_counter()
-            batch = prepare_batch(next(batches), run)
+            batch = prepare_batch(flip_some(next(batches), run, micro, rank, world), run)
             waited += time.perf_counter() - asked
             seen += len(batch["clean"]) * world
             draw = draw_randomness(batch, run, weight > 0, micro, rank, world)
@@ -226,17 +231,41 @@ def prepare_batch(batch: Batch, run: Distillation) -> Batch:
     return {key: value.to(run.device, non_blocking=True) for key, value in prepared.items()}
 
 
+def flip_some(batch: Batch, run: Distillation, micro: int, rank: int, world: int) -> Batch:
+    """Half of the patches flipped along each axis of `train.flip`, and their targets with them."""
+    axes = run.config.flip
+    if not axes:
+        return batch
+    generator, b, own = dice(len(batch["hu"]), run, micro, rank, world, purpose=1)
+    drawn = (torch.rand(b, len(axes), generator=generator) < 0.5)[own]
+    out = {name: column.clone() for name, column in batch.items()}
+    for choice in drawn.unique(dim=0):
+        rows = (drawn == choice).all(dim=1).nonzero()[:, 0]
+        turned = [axis for axis, flipped in zip(axes, choice.tolist(), strict=True) if flipped]
+        some = flip_batch({name: column[rows] for name, column in batch.items()}, turned)
+        for name, column in some.items():
+            out[name][rows] = column
+    return out
+
+
+def dice(
+    patches: int, run: Distillation, micro: int, rank: int, world: int, purpose: int = 0
+) -> tuple[torch.Generator, int, slice]:
+    """A generator from (seed, step), how many patches the whole batch has, and which are this rank's `patches`.
+
+    What is drawn for the whole batch and cut knows neither how many workers there are nor how a batch is split.
+    """
+    parts, part = world * run.config.accumulate, rank * run.config.accumulate + micro
+    generator = torch.Generator().manual_seed((run.config.seed << 40) + (run.step << 8) + purpose)
+    return generator, patches * parts, slice(part * patches, (part + 1) * patches)
+
+
 def draw_randomness(
     batch: Batch, run: Distillation, contrast: bool, micro: int, rank: int, world: int
 ) -> Draw:
-    """Drawn for the whole batch from (seed, step) and cut to this rank's part of it.
-
-    So neither the number of workers nor how often a batch is split throws other dice.
-    """
+    """Noise, timesteps and priorities, the same whoever draws them (`dice`)."""
     clean, known = batch["clean"], batch["known"]
-    parts, part = world * run.config.accumulate, rank * run.config.accumulate + micro
-    b, own = len(clean) * parts, slice(part * len(clean), (part + 1) * len(clean))
-    generator = torch.Generator().manual_seed((run.config.seed << 40) + (run.step << 8))
+    generator, b, own = dice(len(clean), run, micro, rank, world)
     t = torch.rand(b, generator=generator)
     if contrast:
         half = torch.rand(b, generator=generator) < 0.5

@@ -42,11 +42,10 @@ def prepare_case(
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     hu = np.stack([cut(scan.hu, c, size) for c in corners])
     inside = np.stack([cut(scan.lungs, c, size) for c in corners])
-    teacher = describe_patches(hu, inside, config.teacher)
     columns = {
         "hu": hu,
         "lungs": inside.astype(np.uint8),
-        "teacher": teacher,
+        "teacher": describe_patches(hu, inside, config.teacher),
         "teacher_local": np.stack([cut_cells(local, c, size, (stride,) * 3) for c in corners]),
         "evidence": np.stack([cut_cells(cells.evidence, c, size, config.patches.cell_vox) for c in corners]),
         "descriptors": np.stack(
@@ -59,7 +58,6 @@ def prepare_case(
         "z0": [c[0] for c in corners],
         "y0": [c[1] for c in corners],
         "x0": [c[2] for c in corners],
-        "described": np.isfinite(teacher[:, 0]),
         "mode_hu": [reference.mode_hu] * n,
         "roughness": [reference.log_roughness] * n,
     }

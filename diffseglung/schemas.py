@@ -10,7 +10,7 @@ from diffseglung.student import StudentConfig
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import EVIDENCE
 
-VERSION = "2"
+VERSION = "3"
 
 
 def tensor(kind: pa.DataType, shape: tuple[int, ...]) -> pa.DataType:
@@ -26,7 +26,7 @@ def named(name: str, fields: list[tuple[str, pa.DataType]], **metadata: str) -> 
 def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
     """One row per patch: CT, lungs, the teacher's numbers for the patch, its positions and its cells.
 
-    `described` is false where the patch has too little lung for the teacher; `teacher` is then NaN.
+    What the teacher cannot describe for want of lung is NaN.
     """
     size = patches.size_vox
     positions = tuple(n // student.stride_vox for n in size)
@@ -42,7 +42,6 @@ def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
             ("hu", tensor(pa.int16(), size)),
             ("lungs", tensor(pa.uint8(), size)),
             ("teacher", tensor(pa.float32(), (descriptors,))),
-            ("described", pa.bool_()),
             ("teacher_local", tensor(pa.float32(), (*positions, descriptors))),
             ("evidence", tensor(pa.float32(), (*cells, len(EVIDENCE)))),
             ("descriptors", tensor(pa.float32(), (*cells, descriptors))),

@@ -24,3 +24,11 @@ def model(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     image = cohort.parent / "images" / "phantom-0000.nii.gz"
     return make_model(image, tmp_path_factory.mktemp("model") / "m")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What passing tests have measured: they say it by `record_property("measured", ...)`."""
+    for report in terminalreporter.stats.get("passed", []):
+        for name, said in report.user_properties:
+            if name == "measured":
+                terminalreporter.write_line(f"{report.nodeid.split('/')[-1].split('::')[0]}: {said}")

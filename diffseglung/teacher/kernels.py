@@ -27,26 +27,22 @@ WAVES = len(GABOR_FREQUENCIES) * len(GABOR_DEGREES)
 HU, GLCM, LBP, GABOR, COLUMNS = 0, 5, 11, 21, 34
 """First column of each family, and how many there are."""
 
-NO_PATTERN = 255
+NO_PATTERN = np.uint8(255)
 DIRECTIONS = 13
 _LINE = 16
 """Room for the directions of a pair of levels: a power of two."""
-# scikit-image puts the diagonal neighbours at .70711: bilinear weights in units of 1e-10, so that a tie is
-# a tie.
-_DIAGONAL = 70711 * 70711
-_SIDE = 70711 * 29289
+# scikit-image puts the diagonal neighbours at .70711: bilinear weights as whole numbers, so that a tie is a
+# tie, over .70711, which all three share: so they fit in 32 bits.
+_DIAGONAL = np.int32(70711)
+_SIDE = np.int32(29289)
+WIDEST_HU = 2**31 // (70711 + 2 * 29289) - 1
+"""Widest range of HU whose patterns are exact in 32 bits."""
 
 
 @numba.extending.intrinsic
 def fma(context, a, b, c):
     """a * b + c, rounded once (IEEE 754 fusedMultiplyAdd), for three floats of one type."""
     return a(a, a, a), lambda context, builder, signature, args: builder.fma(*args)
-
-
-@jit
-def fma4(a, x, b, y, c, z, d, w):
-    """a x + b y + c z + d w."""
-    return fma(a, x, fma(b, y, fma(c, z, d * w)))
 
 
 @jit
@@ -57,27 +53,22 @@ def copy_row(values, out):
 
 
 @jit
-def count_hu(hu, lungs, low, counts):
-    """Count the lung's HU: hu (z, y, x) int16 clipped to low.., one count a HU."""
+def count_and_code(hu, lungs, low, code_of, counts, codes):
+    """One reading of a region: counts of the lung's HU, one a HU from `low`, and the code of each lung voxel.
+
+    hu (z, y, x) int16 clipped to low..; codes (z+2, y+2, x+2) uint16, framed by one voxel of 0: outside the lung.
+    """
     counts[:] = 0
-    depth, height, width = hu.shape
-    for z in range(depth):
-        for y in range(height):
-            for x in range(width):
-                if lungs[z, y, x]:
-                    counts[hu[z, y, x] - low] += 1
-
-
-@jit
-def write_codes(hu, lungs, low, code_of, codes):
-    """The code of each lung voxel, framed by one voxel of 0, which is what lies outside: (z+2, y+2, x+2) uint16."""
     codes[:] = 0
     depth, height, width = hu.shape
     for z in range(depth):
         for y in range(height):
+            values, inside, out = hu[z, y], lungs[z, y], codes[z + 1, y + 1, 1:]
             for x in range(width):
-                if lungs[z, y, x]:
-                    codes[z + 1, y + 1, x + 1] = code_of[hu[z, y, x] - low]
+                if inside[x]:
+                    step = np.uint64(np.int64(values[x]) - low)
+                    counts[step] += 1
+                    out[x] = code_of[step]
 
 
 @jit
@@ -177,83 +168,105 @@ def co_occurrences(codes, levels, pairs):
 
 
 @jit
-def haralick(pairs, levels, out):
-    """Six features of the symmetric matrix of levels 1..levels-1, averaged over directions with pairs.
+def haralick(pairs, levels, lowest, highest, sums, out):
+    """Six features of the symmetric matrix of levels lowest..highest, averaged over directions with pairs.
 
-    pairs as `co_occurrences` leaves them.
+    pairs as `co_occurrences` leaves them; they are 0 again afterwards. sums (1 + 2 levels, 16): of each
+    direction the squares, and the pairs by gap and by level. They are whole numbers, so float64 is exact.
     """
+    sums[:] = 0
+    lanes = sums.shape[1]
+    for i in range(lowest, highest + 1):
+        outside, low = pairs[i * levels * _LINE :], sums[1 + levels + i]
+        for d in range(lanes):
+            outside[d] = 0
+        for j in range(i, highest + 1):
+            one, other = pairs[(i * levels + j) * _LINE :], pairs[(j * levels + i) * _LINE :]
+            found = np.uint32(0)
+            for d in range(lanes):
+                found |= one[d] | other[d]
+            if found == 0:
+                continue
+            squares, gap, high = sums[0], sums[1 + j - i], sums[1 + levels + j]
+            twice = 0.5 if i == j else 1.0  # one and other are then the same
+            for d in range(lanes):
+                both = np.float64(np.int32(one[d] + other[d]))
+                squares[d] += twice * both * both
+                gap[d] += twice * both
+                low[d] += twice * both
+                high[d] += twice * both
+            for d in range(lanes):
+                one[d] = 0
+                other[d] = 0
     out[:] = 0
     used = 0
-    inverse = 1.0 / (1.0 + np.arange(float(levels)) ** 2)
-    table = pairs.reshape((-1, levels, _LINE))
     for d in range(DIRECTIONS):
-        total = 0
-        sum_level = 0
-        sum_square = 0
-        contrast = 0
-        dissimilarity = 0
-        homogeneity = 0.0
-        squares = 0
-        for i in range(1, levels):
-            for j in range(i, levels):
-                both = np.int64(table[i, j, d])
-                if j > i:
-                    both += table[j, i, d]
-                if both == 0:
-                    continue
-                gap = j - i
-                total += both
-                sum_level += both * (i + j)
-                sum_square += both * (i * i + j * j)
-                contrast += both * gap * gap
-                dissimilarity += both * gap
-                homogeneity += both * inverse[gap]
-                squares += both * both * (1 if gap else 2)
+        total = contrast = dissimilarity = homogeneity = sum_level = sum_square = 0.0
+        for step in range(highest - lowest + 1):
+            count = sums[1 + step, d]
+            total += count
+            contrast += count * step * step
+            dissimilarity += count * step
+            homogeneity += count / (1.0 + step * step)
+            level = lowest + step
+            count = sums[1 + levels + level, d]
+            sum_level += count * level
+            sum_square += count * level * level
         if total == 0:
             continue
         used += 1
         variance = sum_square / (2 * total) - (sum_level / (2 * total)) ** 2
-        asm = squares / (2.0 * total * total)
         out[0] += contrast / total
         out[1] += dissimilarity / total
         out[2] += homogeneity / total
         out[4] += 1 - contrast / total / (2 * variance) if contrast or variance > 1e-9 else 1.0
-        out[5] += asm
+        out[5] += sums[0, d] / (2.0 * total * total)
     for i in range(6):
         out[i] /= used  # NaN where no two lung voxels touch
     out[3] = np.sqrt(out[5])
 
 
 @jit
-def uniform_pattern(hu, lungs, at, row, column):
-    """The rotation-invariant uniform pattern 0..9 around one voxel, or 255 unless all nine are lung.
+def uniform_patterns(hu, lungs, start, count, row, column, out):
+    """Rotation-invariant uniform patterns 0..9 of voxels start..start+count-1, or 255 unless all nine are lung.
 
-    row and column are the plane's strides in voxels. Diagonal neighbours lie on the circle, bilinearly
-    interpolated.
+    hu, lungs and out flat; row and column are the plane's strides in voxels. Diagonal neighbours lie on the
+    circle, bilinearly interpolated.
     """
-    for dr in range(-1, 2):
-        for dc in range(-1, 2):
-            if not lungs[at + dr * row + dc * column]:
-                return NO_PATTERN
-    centre = np.int64(hu[at])
-    east, north = hu[at + column] - centre, hu[at - row] - centre
-    west, south = hu[at - column] - centre, hu[at + row] - centre
-    bits = (
-        int(east >= 0),
-        int(_DIAGONAL * (hu[at - row + column] - centre) + _SIDE * (east + north) >= 0),
-        int(north >= 0),
-        int(_DIAGONAL * (hu[at - row - column] - centre) + _SIDE * (north + west) >= 0),
-        int(west >= 0),
-        int(_DIAGONAL * (hu[at + row - column] - centre) + _SIDE * (west + south) >= 0),
-        int(south >= 0),
-        int(_DIAGONAL * (hu[at + row + column] - centre) + _SIDE * (south + east) >= 0),
+    centres, wholes, found = hu[start:], lungs[start:], out[start:]
+    east, west, north, south = (
+        hu[start + column :],
+        hu[start - column :],
+        hu[start - row :],
+        hu[start + row :],
     )
-    ones = bits[7]
-    changes = abs(bits[7] - bits[0])
-    for i in range(7):
-        ones += bits[i]
-        changes += abs(bits[i] - bits[i + 1])
-    return ones if changes <= 2 else 9
+    north_east, north_west = hu[start - row + column :], hu[start - row - column :]
+    south_east, south_west = hu[start + row + column :], hu[start + row - column :]
+    e_lung, w_lung, n_lung = lungs[start + column :], lungs[start - column :], lungs[start - row :]
+    s_lung, ne_lung, nw_lung = (
+        lungs[start + row :],
+        lungs[start - row + column :],
+        lungs[start - row - column :],
+    )
+    se_lung, sw_lung = lungs[start + row + column :], lungs[start + row - column :]
+    for x in range(count):
+        centre = np.int32(centres[x])
+        e, w = np.int32(east[x]) - centre, np.int32(west[x]) - centre
+        n, s = np.int32(north[x]) - centre, np.int32(south[x]) - centre
+        ne = _DIAGONAL * (np.int32(north_east[x]) - centre) + _SIDE * (n + e)
+        nw = _DIAGONAL * (np.int32(north_west[x]) - centre) + _SIDE * (n + w)
+        sw = _DIAGONAL * (np.int32(south_west[x]) - centre) + _SIDE * (s + w)
+        se = _DIAGONAL * (np.int32(south_east[x]) - centre) + _SIDE * (s + e)
+        b0, b1, b2, b3 = np.int32(e >= 0), np.int32(ne >= 0), np.int32(n >= 0), np.int32(nw >= 0)
+        b4, b5, b6, b7 = np.int32(w >= 0), np.int32(sw >= 0), np.int32(s >= 0), np.int32(se >= 0)
+        ones = b0 + b1 + b2 + b3 + b4 + b5 + b6 + b7
+        changes = (
+            (b0 ^ b1) + (b1 ^ b2) + (b2 ^ b3) + (b3 ^ b4) + (b4 ^ b5) + (b5 ^ b6) + (b6 ^ b7) + (b7 ^ b0)
+        )
+        whole = wholes[x] & e_lung[x] & w_lung[x] & n_lung[x] & s_lung[x]
+        whole &= ne_lung[x] & nw_lung[x] & se_lung[x] & sw_lung[x]
+        pattern = ones if changes <= 2 else np.int32(9)
+        found[x] = pattern if whole else NO_PATTERN
 
 
 @jit
@@ -269,20 +282,21 @@ def plane_patterns(hu, lungs, axis, first, last, out):
     flat_hu, flat_lungs, flat_out = hu.ravel(), lungs.ravel(), out.ravel()
     for z in range(start[0], stop[0]):
         for y in range(start[1], stop[1]):
-            for x in range(start[2], stop[2]):
-                at = (z * height + y) * width + x
-                if flat_lungs[at]:
-                    flat_out[at] = uniform_pattern(flat_hu, flat_lungs, at, row, column)
+            at = (z * height + y) * width + start[2]
+            uniform_patterns(flat_hu, flat_lungs, at, stop[2] - start[2], row, column, flat_out)
 
 
 @jit
 def count_patterns(patterns, counts):
     """Add a region's patterns to counts (10,)."""
+    # Four tables, so that equal neighbours do not wait for each other's count.
+    tables = np.zeros((4, 256), np.int64)
     for plane in patterns:
         for line in plane:
-            for pattern in line:
-                if pattern != NO_PATTERN:
-                    counts[pattern] += 1
+            for x in range(line.size):
+                tables[x & 3, line[x]] += 1
+    for pattern in range(counts.size):
+        counts[pattern] += tables[:, pattern].sum()
 
 
 @jit
@@ -316,169 +330,174 @@ def neighbour_differences(hu, lungs, first, last, difference, pairs):
 # (normalised convolution, Knutsson and Westin 1993), so that neither the chest wall nor the edge of a patch is
 # heard.
 #
-# A slice is filtered in strips of constant width, and what belongs to one row lies in one array at constant
-# distances: strides that the compiler knows, and few arrays, make it use vector instructions.
-_STRIP = 32
+# A slice is filtered in strips of up to 96 columns, and what belongs to one row lies in one array at constant
+# distances: strides that the compiler knows, few arrays, and a bound that it can see make it use vector
+# instructions. Each loop sums the squares of its own row and takes the roots of the row before: the divider then
+# works beside the multipliers, not after them.
+_STRIP = 96
 _FRAMED = _STRIP + 2 * REACH + 2
 _BLOCK = 16
+_ZERO = np.float32(0)
 
 
-def _taps(cycles: float, wave) -> tuple[np.float32, ...]:
+def _taps(cycles: float, wave) -> np.ndarray:
     """Half of a kernel: taps 0..7 of the Gaussian times cos or sin of the wave."""
     norm = SIGMA_VOX * math.sqrt(2 * math.pi)
     gauss = [math.exp(-0.5 * (k / SIGMA_VOX) ** 2) / norm for k in range(REACH + 1)]
-    return tuple(np.float32(g * wave(2 * math.pi * cycles * k)) for k, g in enumerate(gauss))
+    return np.array([g * wave(2 * math.pi * cycles * k) for k, g in enumerate(gauss)], np.float32)
 
 
-def _sum(even: tuple[np.float32, ...]) -> float:
-    return float(even[0]) + 2 * sum(float(tap) for tap in even[1:])
+def _sum(even: np.ndarray) -> float:
+    return float(even[0]) + 2 * float(even[1:].sum(dtype=np.float64))
 
 
 GAUSS = _taps(0.0, math.cos)
 _COS, _SIN = _taps(GABOR_FREQUENCIES[0], math.cos), _taps(GABOR_FREQUENCIES[0], math.sin)
 # How much of a constant the real part of each straight wave passes; it is taken off again.
 _THROUGH = tuple(np.float32(_sum(_taps(f, math.cos)) / _sum(GAUSS)) for f in GABOR_FREQUENCIES)
+# .25 cycles: every second tap of either part is 0, and of the others every second sign is turned.
+_QUARTER = GAUSS * np.array([1, 1, -1, -1, 1, 1, -1, -1], np.float32)
+# A wave at 45 degrees is one of so many cycles along either axis.
+_SLANT = tuple(f * math.sqrt(0.5) for f in GABOR_FREQUENCIES)
+_EVEN = np.stack([_taps(cycles, math.cos) for cycles in _SLANT])
+_ODD = np.stack([_taps(cycles, math.sin) for cycles in _SLANT])
+_PARTS = 1 + 2 * len(_SLANT)
 
 
-def _oblique(cycles: float):
-    """Even and odd taps of a wave at 45 degrees along either axis, and how much of a constant it passes."""
-    even, odd = (_taps(cycles * math.sqrt(0.5), part) for part in (math.cos, math.sin))
-    return even, odd, np.float32((_sum(even) / _sum(GAUSS)) ** 2)
-
-
-OBLIQUE = tuple(_oblique(f) for f in GABOR_FREQUENCIES)
-_PARTS = 2 * len(OBLIQUE)
-
-
-def _gauss_along(step: int, pitch: int, width: int, out_pitch: int):
-    """A pass of the Gaussian over taps `step` apart, from rows of `pitch` to rows of `out_pitch`."""
-    s1, s2, s3, s4, s5, s6, s7 = (step * k for k in range(1, 8))
-
-    @jit
-    def smooth(a, rows, out):
-        t = GAUSS
-        for y in range(rows):
-            for x in range(width):
-                p = y * pitch + x + s7
-                e1, e2, e3 = a[p - s1] + a[p + s1], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
-                e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
-                near = fma4(t[0], a[p], t[1], e1, t[2], e2, t[3], e3)
-                far = fma4(t[4], e4, t[5], e5, t[6], e6, t[7], a[p - s7] + a[p + s7])
-                out[y * out_pitch + x] = near + far
-
-    return smooth
-
-
-_smooth_x = _gauss_along(1, _FRAMED, _STRIP, _STRIP)
-_smooth_y = _gauss_along(_FRAMED, _FRAMED, _FRAMED, _FRAMED)
-_mean_y = _gauss_along(_STRIP, _STRIP, _STRIP, 2 * _STRIP)
-_row_x = _gauss_along(1, _BLOCK, _BLOCK, _BLOCK)
-_row_y = _gauss_along(2 * _BLOCK, 2 * _BLOCK, 2 * _BLOCK, 2 * _BLOCK)
+@jit
+def _smooth_y(strip, rows, width, out):
+    """A strip smooth along y."""
+    for y in range(rows):
+        a, smooth = strip[y * _FRAMED :], out[y * _FRAMED :]
+        for x in range(min(width, _FRAMED)):
+            mean = GAUSS[0] * a[REACH * _FRAMED + x]
+            for k in range(1, REACH + 1):
+                mean = fma(GAUSS[k], a[(REACH + k) * _FRAMED + x] + a[(REACH - k) * _FRAMED + x], mean)
+            smooth[x] = mean
 
 
 def _straight_along(step: int, pitch: int, angle: int):
     """The three waves along one axis, from what is smooth along the other: |response| at 0 or 90 degrees.
 
-    .40 is half a cycle less .10: cos(.8 pi k) = (-1)^k cos(.2 pi k), so both come from the same two sums. Of
-    .25 every second tap is zero.
+    side (y + 1, 2, 96): whether a voxel of the row before is lung, and the mean around the row's own voxel, which
+    is written. power (y + 1, 3, 96): squared responses of the row before, then of the row itself.
+    .40 is half a cycle less .10: cos(.8 pi k) = (-1)^k cos(.2 pi k), so both come from the same two sums.
     """
-    s1, s2, s3, s4, s5, s6, s7 = (step * k for k in range(1, 8))
     low, middle, high = (f * 4 * _STRIP + angle * _STRIP for f in range(3))
 
     @jit
-    def straight(a, side, rows, out):
-        t, u, g = _COS, _SIN, GAUSS
+    def straight(smooth, side, power, bands, rows, width, sums):
         for y in range(rows):
-            for x in range(_STRIP):
-                p = y * pitch + x + s7
-                e1, e2, e3 = a[p - s1] + a[p + s1], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
-                e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
-                e7 = a[p - s7] + a[p + s7]
-                o1, o2, o3 = a[p + s1] - a[p - s1], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
-                o4, o5, o6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
-                o7 = a[p + s7] - a[p - s7]
-                mean, inside = side[y * 2 * _STRIP + x], side[y * 2 * _STRIP + _STRIP + x]
-                even = fma4(t[0], a[p], t[2], e2, t[4], e4, t[6], e6)
-                odd = fma4(t[1], e1, t[3], e3, t[5], e5, t[7], e7)
-                first = fma4(u[1], o1, u[3], o3, u[5], o5, u[7], o7)
-                second = fma(u[2], o2, fma(u[4], o4, u[6] * o6))
-                q = y * WAVES * _STRIP + x
+            a, s, p = smooth[y * pitch :], side[2 * y * _STRIP :], power[3 * y * _STRIP :]
+            out = sums[bands[y]]
+            for x in range(min(width, _STRIP)):
+                inside = s[x]
+                out[low + x] = fma(np.sqrt(p[x]), inside, out[low + x])
+                out[middle + x] = fma(np.sqrt(p[_STRIP + x]), inside, out[middle + x])
+                out[high + x] = fma(np.sqrt(p[2 * _STRIP + x]), inside, out[high + x])
+                here = a[REACH * step + x]
+                mean, even, quarter = GAUSS[0] * here, _COS[0] * here, GAUSS[0] * here
+                first = second = odd = quarter_odd = _ZERO
+                for k in range(1, REACH + 1):
+                    after, before = a[(REACH + k) * step + x], a[(REACH - k) * step + x]
+                    mean = fma(GAUSS[k], after + before, mean)
+                    if k % 2:
+                        odd = fma(_COS[k], after + before, odd)
+                        first = fma(_SIN[k], after - before, first)
+                        quarter_odd = fma(_QUARTER[k], after - before, quarter_odd)
+                    else:
+                        even = fma(_COS[k], after + before, even)
+                        second = fma(_SIN[k], after - before, second)
+                        quarter = fma(_QUARTER[k], after + before, quarter)
+                s[_STRIP + x] = mean
                 re, im = fma(-_THROUGH[0], mean, even + odd), first + second
-                out[q + low] = np.sqrt(fma(re, re, im * im)) * inside
-                re = fma(-_THROUGH[1], mean, fma4(g[0], a[p], -g[2], e2, g[4], e4, -g[6], e6))
-                im = fma4(g[1], o1, -g[3], o3, g[5], o5, -g[7], o7)
-                out[q + middle] = np.sqrt(fma(re, re, im * im)) * inside
+                p[3 * _STRIP + x] = fma(re, re, im * im)
+                re, im = fma(-_THROUGH[1], mean, quarter), quarter_odd
+                p[4 * _STRIP + x] = fma(re, re, im * im)
                 re, im = fma(-_THROUGH[2], mean, even - odd), first - second
-                out[q + high] = np.sqrt(fma(re, re, im * im)) * inside
+                p[5 * _STRIP + x] = fma(re, re, im * im)
 
     return straight
 
 
 _straight_x = _straight_along(1, _FRAMED, 0)
-_straight_y = _straight_along(_STRIP, _STRIP, 2)
+_straight_y = _straight_along(_PARTS * _STRIP, _PARTS * _STRIP, 2)
 
 
 @jit
-def _even(t, a, e1, e2, e3, e4, e5, e6, e7):
-    return fma4(t[0], a, t[1], e1, t[2], e2, t[3], e3) + fma4(t[4], e4, t[5], e5, t[6], e6, t[7], e7)
-
-
-@jit
-def _odd(u, o1, o2, o3, o4, o5, o6, o7):
-    return fma(u[1], o1, fma(u[2], o2, u[3] * o3)) + fma4(u[4], o4, u[5], o5, u[6], o6, u[7], o7)
-
-
-@jit
-def _oblique_x(a, rows, parts):
-    """Even and odd part of each wave along x, from one reading of the row: parts (y, 6, 32)."""
-    (t1, u1, _), (t2, u2, _), (t3, u3, _) = OBLIQUE
+def _parts_x(strip, rows, width, parts):
+    """What is smooth along x, and the even and odd part of each slanted wave along x: parts (y, 7, 96)."""
     for y in range(rows):
-        for x in range(_STRIP):
-            p, q = y * _FRAMED + x + REACH, y * _PARTS * _STRIP + x
-            e1, e2, e3 = a[p + 1] + a[p - 1], a[p + 2] + a[p - 2], a[p + 3] + a[p - 3]
-            e4, e5, e6 = a[p + 4] + a[p - 4], a[p + 5] + a[p - 5], a[p + 6] + a[p - 6]
-            e7 = a[p + 7] + a[p - 7]
-            parts[q] = _even(t1, a[p], e1, e2, e3, e4, e5, e6, e7)
-            parts[q + 2 * _STRIP] = _even(t2, a[p], e1, e2, e3, e4, e5, e6, e7)
-            parts[q + 4 * _STRIP] = _even(t3, a[p], e1, e2, e3, e4, e5, e6, e7)
-            o1, o2, o3 = a[p + 1] - a[p - 1], a[p + 2] - a[p - 2], a[p + 3] - a[p - 3]
-            o4, o5, o6 = a[p + 4] - a[p - 4], a[p + 5] - a[p - 5], a[p + 6] - a[p - 6]
-            o7 = a[p + 7] - a[p - 7]
-            parts[q + _STRIP] = _odd(u1, o1, o2, o3, o4, o5, o6, o7)
-            parts[q + 3 * _STRIP] = _odd(u2, o1, o2, o3, o4, o5, o6, o7)
-            parts[q + 5 * _STRIP] = _odd(u3, o1, o2, o3, o4, o5, o6, o7)
+        a, out = strip[y * _FRAMED :], parts[y * _PARTS * _STRIP :]
+        for x in range(min(width, _STRIP)):
+            here = a[REACH + x]
+            mean = GAUSS[0] * here
+            even_0, even_1, even_2 = _EVEN[0, 0] * here, _EVEN[1, 0] * here, _EVEN[2, 0] * here
+            odd_0 = odd_1 = odd_2 = _ZERO
+            for k in range(1, REACH + 1):
+                after, before = a[REACH + k + x], a[REACH - k + x]
+                both, apart = after + before, after - before
+                mean = fma(GAUSS[k], both, mean)
+                even_0 = fma(_EVEN[0, k], both, even_0)
+                even_1 = fma(_EVEN[1, k], both, even_1)
+                even_2 = fma(_EVEN[2, k], both, even_2)
+                odd_0 = fma(_ODD[0, k], apart, odd_0)
+                odd_1 = fma(_ODD[1, k], apart, odd_1)
+                odd_2 = fma(_ODD[2, k], apart, odd_2)
+            out[x] = mean
+            out[_STRIP + x], out[2 * _STRIP + x] = even_0, odd_0
+            out[3 * _STRIP + x], out[4 * _STRIP + x] = even_1, odd_1
+            out[5 * _STRIP + x], out[6 * _STRIP + x] = even_2, odd_2
 
 
-@jit
-def _oblique_y(a, side, t, u, through, rows, out):
-    """Both oblique waves of one frequency, whose even and odd part along x begin at a (y, 6, 32).
+def _slanted_along_y(f: int):
+    """Both slanted waves of one frequency, from their parts along x.
 
-    The cos and sin of a sum: 45 and 135 degrees share their four products. out begins at the first of them.
+    The cos and sin of a sum: 45 and 135 degrees share their four products.
     """
-    w = _PARTS * _STRIP
-    s2, s3, s4, s5, s6, s7 = 2 * w, 3 * w, 4 * w, 5 * w, 6 * w, 7 * w
-    for y in range(rows):
+    even, odd = _EVEN[f], _ODD[f]
+    through = np.float32((_sum(even) / _sum(GAUSS)) ** 2)
+    pitch, begin = _PARTS * _STRIP, (1 + 2 * f) * _STRIP
+    up, down = (4 * f + 1) * _STRIP, (4 * f + 3) * _STRIP
+
+    @jit
+    def slanted(parts, side, power, bands, rows, width, sums):
+        for y in range(rows):
+            a, s, p = parts[y * pitch + begin :], side[2 * y * _STRIP :], power[2 * y * _STRIP :]
+            out = sums[bands[y]]
+            for x in range(min(width, _STRIP)):
+                inside = s[x]
+                out[up + x] = fma(np.sqrt(p[x]), inside, out[up + x])
+                out[down + x] = fma(np.sqrt(p[_STRIP + x]), inside, out[down + x])
+                even_even = fma(-through, s[_STRIP + x], even[0] * a[REACH * pitch + x])
+                odd_even = even[0] * a[REACH * pitch + _STRIP + x]
+                even_odd = odd_odd = _ZERO
+                for k in range(1, REACH + 1):
+                    after, before = a[(REACH + k) * pitch + x], a[(REACH - k) * pitch + x]
+                    even_even = fma(even[k], after + before, even_even)
+                    even_odd = fma(odd[k], after - before, even_odd)
+                    after = a[(REACH + k) * pitch + _STRIP + x]
+                    before = a[(REACH - k) * pitch + _STRIP + x]
+                    odd_even = fma(even[k], after + before, odd_even)
+                    odd_odd = fma(odd[k], after - before, odd_odd)
+                re, im = even_even - odd_odd, odd_even + even_odd
+                p[2 * _STRIP + x] = fma(re, re, im * im)
+                re, im = even_even + odd_odd, odd_even - even_odd
+                p[3 * _STRIP + x] = fma(re, re, im * im)
+
+    return slanted
+
+
+_slanted_low, _slanted_middle, _slanted_high = (_slanted_along_y(f) for f in range(3))
+
+
+@jit
+def _last_roots(power, side, rows, waves, first, step, out):
+    """Add the responses in the last row: nobody came after it who took its roots."""
+    for wave in range(waves):
         for x in range(_STRIP):
-            p = y * w + x + s7
-            e1, e2, e3 = a[p - w] + a[p + w], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
-            e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
-            even = _even(t, a[p], e1, e2, e3, e4, e5, e6, a[p - s7] + a[p + s7])
-            even = fma(-through, side[y * 2 * _STRIP + x], even)
-            e1, e2, e3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
-            e4, e5, e6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
-            even_odd = _odd(u, e1, e2, e3, e4, e5, e6, a[p + s7] - a[p - s7])
-            p += _STRIP
-            e1, e2, e3 = a[p - w] + a[p + w], a[p - s2] + a[p + s2], a[p - s3] + a[p + s3]
-            e4, e5, e6 = a[p - s4] + a[p + s4], a[p - s5] + a[p + s5], a[p - s6] + a[p + s6]
-            odd_even = _even(t, a[p], e1, e2, e3, e4, e5, e6, a[p - s7] + a[p + s7])
-            e1, e2, e3 = a[p + w] - a[p - w], a[p + s2] - a[p - s2], a[p + s3] - a[p - s3]
-            e4, e5, e6 = a[p + s4] - a[p - s4], a[p + s5] - a[p - s5], a[p + s6] - a[p - s6]
-            odd = _odd(u, e1, e2, e3, e4, e5, e6, a[p + s7] - a[p - s7])
-            inside, q = side[(2 * y + 1) * _STRIP + x], y * WAVES * _STRIP + x
-            re, im = even - odd, odd_even + even_odd
-            out[q] = np.sqrt(fma(re, re, im * im)) * inside
-            re, im = even + odd, odd_even - even_odd
-            out[q + 2 * _STRIP] = np.sqrt(fma(re, re, im * im)) * inside
+            at = (rows * waves + wave) * _STRIP + x
+            out[(first + wave * step) * _STRIP + x] += np.sqrt(power[at]) * side[2 * rows * _STRIP + x]
 
 
 @jit
@@ -488,33 +507,66 @@ def fill_outside(hu, lungs, centre, scratch, out):
     hu and lungs (y, x); out (y + 14, blocks of 16 that hold x + 14). Blocks of a row without a voxel to fill
     are passed over. scratch is `fill_scratch`.
     """
-    inside, weight, rows, sums, missing = scratch
+    known, rows, sums, missing = scratch
     height, width = hu.shape
-    frame = 2 * REACH
+    frame, half = 2 * REACH, known.shape[1] // 2
     for y in range(height):
+        lung, value = lungs[y], hu[y]
+        weight, inside = known[y + frame, frame:], known[y + frame, half + frame :]
         for x in range(width):
-            weight[y + frame, x + frame] = lungs[y, x]
-            inside[y + frame, x + frame] = (np.float32(hu[y, x]) - centre) * np.float32(lungs[y, x])
+            here = np.float32(lung[x])
+            weight[x], inside[x] = here, (np.float32(value[x]) - centre) * here
     for y in range(out.shape[0]):
-        copy_row(inside[y + REACH, REACH:], out[y])
-    for b in range(out.shape[1] // _BLOCK):
-        left = b * _BLOCK
-        missing[0] = 0
-        for y in range(height + frame):
-            here = np.float32(0)
-            for x in range(left + REACH, left + REACH + _BLOCK):
-                here += weight[y + REACH, x]
-            missing[y + 1] = missing[y] + (here < _BLOCK)
+        copy_row(known[y + REACH, half + REACH :], out[y])
+    for left in range(0, out.shape[1], _BLOCK):
+        _count_missing(lungs, left - REACH, missing)
         for y in range(frame, height + frame):
             if missing[min(y, height + frame - 1) + 1] > missing[y - frame]:
-                _row_x(weight[y, left:], 1, rows[2 * y * _BLOCK :])
-                _row_x(inside[y, left:], 1, rows[(2 * y + 1) * _BLOCK :])
+                _smooth_row(known[y, left:], rows[2 * y * _BLOCK :])
+                _smooth_row(known[y, half + left :], rows[(2 * y + 1) * _BLOCK :])
         for y in range(height + frame):
             if missing[y + 1] > missing[y]:
-                _row_y(rows[2 * y * _BLOCK :], 1, sums)
-                for x in range(_BLOCK):
-                    if weight[y + REACH, left + x + REACH] == 0 and sums[x] > 0:
-                        out[y, left + x] = sums[_BLOCK + x] / sums[x]
+                _fill_row(
+                    rows[2 * y * _BLOCK :], known[y + REACH, left + REACH :], _BLOCK, sums, out[y, left:]
+                )
+
+
+@jit
+def _count_missing(lungs, left, missing):
+    """How many of the first y framed rows have a voxel outside the lung in the block at `left`: (y + 15,)."""
+    height, width = lungs.shape
+    missing[0] = 0
+    for y in range(height + 2 * REACH):
+        whole = REACH <= y < height + REACH and left >= 0 and left + _BLOCK <= width
+        if whole:
+            row, here = lungs[y - REACH, left:], np.int32(0)
+            for x in range(_BLOCK):
+                here += np.int32(row[x])
+            whole = here == _BLOCK
+        missing[y + 1] = missing[y] + (not whole)
+
+
+@jit
+def _smooth_row(values, out):
+    """A block of 16 smooth along x, from values that begin 7 before it."""
+    for x in range(_BLOCK):
+        mean = GAUSS[0] * values[REACH + x]
+        for k in range(1, REACH + 1):
+            mean = fma(GAUSS[k], values[REACH + k + x] + values[REACH - k + x], mean)
+        out[x] = mean
+
+
+@jit
+def _fill_row(rows, known, width, sums, out):
+    """Smooth a block along y too, and put the mean where the lung is near but not there."""
+    pitch = 2 * _BLOCK
+    for x in range(pitch):
+        mean = GAUSS[0] * rows[REACH * pitch + x]
+        for k in range(1, REACH + 1):
+            mean = fma(GAUSS[k], rows[(REACH + k) * pitch + x] + rows[(REACH - k) * pitch + x], mean)
+        sums[x] = mean
+    for x in range(min(width, _BLOCK)):
+        out[x] = sums[_BLOCK + x] / sums[x] if (known[x] == 0) & (sums[x] > 0) else out[x]
 
 
 @jit
@@ -522,8 +574,7 @@ def fill_scratch(height, width):
     """Room for `fill_outside`; what lies beyond the slice is and stays 0."""
     tall, wide = height + 4 * REACH, -(-(width + 2 * REACH) // _BLOCK) * _BLOCK + 2 * REACH
     return (
-        np.zeros((tall, wide), np.float32),
-        np.zeros((tall, wide), np.float32),
+        np.zeros((tall, 2 * wide), np.float32),
         np.zeros(tall * 2 * _BLOCK, np.float32),
         np.zeros(2 * _BLOCK, np.float32),
         np.zeros(height + 2 * REACH + 1, np.int32),
@@ -532,40 +583,53 @@ def fill_scratch(height, width):
 
 @jit
 def strip_scratch(height):
-    """Room for `filter_strip`: the strip itself, what it is smoothed to, and the responses (y, 12, 32)."""
+    """Room for `filter_strip`: the strip, what it is smoothed to, lungs and means, parts, squares of responses.
+
+    The squares of the row before the first are and stay 0.
+    """
     rows = height + 2 * REACH
     return (
-        np.zeros(rows * _FRAMED + 2 * REACH, np.float32),
-        np.zeros(rows * _STRIP, np.float32),
-        np.zeros(rows * _FRAMED + 2 * REACH, np.float32),
-        np.zeros(height * 2 * _STRIP, np.float32),
+        np.zeros(rows * _FRAMED, np.float32),
+        np.zeros(height * _FRAMED, np.float32),
+        np.zeros((height + 1) * 2 * _STRIP, np.float32),
         np.zeros(rows * _PARTS * _STRIP, np.float32),
-        np.zeros(height * WAVES * _STRIP, np.float32),
+        np.zeros((height + 1) * 3 * _STRIP, np.float32),
+        np.zeros((height + 1) * 2 * _STRIP, np.float32),
     )
 
 
 @jit
-def filter_strip(filled, lungs, left, top, bottom, scratch):
-    """|Gabor response| in rows top..bottom-1 of the 32 columns from `left`, 0 outside the lung, in scratch[-1]."""
-    strip, smooth_x, smooth_y, side, parts, found = scratch
-    rows = bottom - top
-    shown = min(_STRIP, lungs.shape[1] - left)
+def filter_strip(filled, lungs, left, top, bottom, bands, scratch, sums):
+    """Sum |Gabor response| in the lung, in rows top..bottom-1 of up to 96 columns from `left`: sums (bands, 12 x 96).
+
+    bands[y + 1] is the band to which row y of the slice belongs.
+    """
+    strip, smooth, side, parts, straight, slanted = scratch
+    rows, shown = bottom - top, min(_STRIP, lungs.shape[1] - left)
+    # Whole vectors: columns beyond the slice are filtered too, and are not lung.
+    width = -(-shown // 32) * 32
     framed = min(_FRAMED, filled.shape[1] - left)
     for y in range(rows + 2 * REACH):
-        for x in range(framed):
-            strip[y * _FRAMED + x] = filled[top + y, left + x]
+        copy_row(filled[top + y, left : left + framed], strip[y * _FRAMED : y * _FRAMED + framed])
     for y in range(rows):
-        for x in range(_STRIP):
-            side[(2 * y + 1) * _STRIP + x] = x < shown and lungs[top + y, left + x]
-    _smooth_x(strip, rows + 2 * REACH, smooth_x)
-    _mean_y(smooth_x, rows, side)
-    _smooth_y(strip, rows, smooth_y)
-    _straight_x(smooth_y, side, rows, found)
-    _straight_y(smooth_x, side, rows, found)
-    _oblique_x(strip, rows + 2 * REACH, parts)
-    for f in range(len(OBLIQUE)):
-        even, odd, through = OBLIQUE[f]
-        _oblique_y(parts[2 * f * _STRIP :], side, even, odd, through, rows, found[(4 * f + 1) * _STRIP :])
+        inside, out = lungs[top + y, left:], side[2 * (y + 1) * _STRIP :]
+        out[:_STRIP] = 0
+        for x in range(shown):
+            out[x] = inside[x]
+    own = bands[top:]
+    _parts_x(strip, rows + 2 * REACH, width, parts)
+    _smooth_y(strip, rows, width + 2 * REACH, smooth)
+    _straight_y(parts, side, straight, own, rows, width, sums)
+    last = sums[own[rows]]
+    _last_roots(straight, side, rows, 3, 2, 4, last)
+    _straight_x(smooth, side, straight, own, rows, width, sums)
+    _last_roots(straight, side, rows, 3, 0, 4, last)
+    _slanted_low(parts, side, slanted, own, rows, width, sums)
+    _last_roots(slanted, side, rows, 2, 1, 2, last)
+    _slanted_middle(parts, side, slanted, own, rows, width, sums)
+    _last_roots(slanted, side, rows, 2, 5, 2, last)
+    _slanted_high(parts, side, slanted, own, rows, width, sums)
+    _last_roots(slanted, side, rows, 2, 9, 2, last)
 
 
 # ---- Patches and windows
@@ -574,29 +638,28 @@ PERCENTILES = np.array([0.10, 0.25, 0.50, 0.75, 0.90])
 
 
 @jit
-def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, out):
-    """The HU and GLCM families of one region with some lung; `flat` pairs voxels of its middle slice only."""
-    count_hu(hu, lungs, low, counts)
+def hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, sums, out):
+    """The HU and GLCM families of one region with some lung; `flat` pairs voxels of its middle slice only.
+
+    counts, pairs and sums as `pair_room` makes them.
+    """
+    depth, height, width = hu.shape
+    codes = np.empty((depth + 2, height + 2, width + 2), np.uint16)
+    count_and_code(hu, lungs, low, grey_of, counts, codes)
     first_order(counts, low, bins, out[HU:GLCM])
+    if flat:
+        middle = depth // 2
+        codes = codes[middle : middle + 3]
+        codes[0] = 0
+        codes[2] = 0
     first, last = 0, counts.size - 1
     while counts[first] == 0:
         first += 1
     while counts[last] == 0:
         last -= 1
-    lowest, levels = int(grey_of[first]) - 1, int(grey_of[last]) - int(grey_of[first]) + 2
-    code_of = np.zeros(counts.size, np.uint16)
-    for step in range(first, last + 1):
-        code_of[step] = (grey_of[step] - lowest) * _LINE
-    if flat:
-        middle = hu.shape[0] // 2
-        hu, lungs = hu[middle : middle + 1], lungs[middle : middle + 1]
-    depth, height, width = hu.shape
-    codes = np.empty((depth + 2, height + 2, width + 2), np.uint16)
-    write_codes(hu, lungs, low, code_of, codes)
-    used = pairs[: levels * levels * _LINE]
-    used[:] = 0
-    co_occurrences(codes, levels, used)
-    haralick(used, levels, out[GLCM:LBP])
+    levels = int(grey_of[-1]) // _LINE + 1
+    co_occurrences(codes, levels, pairs)
+    haralick(pairs, levels, grey_of[first] // _LINE, grey_of[last] // _LINE, sums, out[GLCM:LBP])
 
 
 @jit
@@ -611,10 +674,14 @@ def _lung_count(lungs):
 
 
 @jit
-def empty_pairs(grey_of):
-    """Room for the co-occurrence counts of all grey levels and the outside."""
-    levels = int(grey_of[-1]) + 1
-    return np.empty(levels * levels * _LINE, np.uint32)
+def pair_room(grey_of):
+    """Room for `hu_and_glcm`: counts of HU, of all pairs of grey levels and the outside, and sums over them."""
+    levels = int(grey_of[-1]) // _LINE + 1
+    return (
+        np.empty(grey_of.size, np.int64),
+        np.zeros(levels * levels * _LINE, np.uint32),
+        np.empty((1 + 2 * levels, _LINE)),
+    )
 
 
 @jit
@@ -625,21 +692,20 @@ def middle_patterns(hu, lungs, counts):
     """
     counts[:] = 0
     depth, height, width = hu.shape
-    flat_hu, flat_lungs = hu.ravel(), lungs.ravel()
-    stride = (height * width, width, 1)
-    for axis in range(3):
-        start, stop = [1, 1, 1], [depth - 1, height - 1, width - 1]
-        start[axis] = (hu.shape[axis] - 1) // 2
-        stop[axis] = hu.shape[axis] // 2 + 1
-        row, column = stride[0] if axis > 0 else stride[1], stride[2] if axis < 2 else stride[1]
-        for z in range(start[0], stop[0]):
-            for y in range(start[1], stop[1]):
-                for x in range(start[2], stop[2]):
-                    at = (z * height + y) * width + x
-                    if flat_lungs[at]:
-                        pattern = uniform_pattern(flat_hu, flat_lungs, at, row, column)
-                        if pattern != NO_PATTERN:
-                            counts[pattern] += 1
+    for z in range((depth - 1) // 2, depth // 2 + 1):
+        _add_plane(hu[z].copy(), lungs[z].copy(), counts)
+    for y in range((height - 1) // 2, height // 2 + 1):
+        _add_plane(hu[:, y].copy(), lungs[:, y].copy(), counts)
+    for x in range((width - 1) // 2, width // 2 + 1):
+        _add_plane(hu[:, :, x].copy(), lungs[:, :, x].copy(), counts)
+
+
+@jit
+def _add_plane(hu, lungs, counts):
+    """Add the patterns of a plane to counts."""
+    planes = np.full((1, *hu.shape), NO_PATTERN, np.uint8)
+    plane_patterns(hu.reshape(planes.shape), lungs.reshape(planes.shape), 0, 0, 1, planes)
+    count_patterns(planes, counts)
 
 
 @jit
@@ -650,35 +716,61 @@ def _span(cell, size, step, length):
 
 
 @jit
-def gabor_window_sums(hu, lungs, centre, first, last, size, step, out):
-    """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12), zero before."""
+def gabor_window_sums(hu, lungs, centre, first, last, size, step, y_edges, x_edges, out):
+    """Sums of |response| over the lung of each window's slices first..last-1: out (z, gy, gx, 12), zero before.
+
+    Windows begin and end at edges. What lies between two edges of either axis is summed once, as it is filtered.
+    """
     _, height, width = hu.shape
     room, filling = strip_scratch(height), fill_scratch(height, width)
-    found = room[-1]
-    filled = np.empty((height + 2 * REACH, filling[0].shape[1] - 2 * REACH), np.float32)
-    columns = np.empty(WAVES * _STRIP, np.float32)
+    filled = np.empty((height + 2 * REACH, filling[0].shape[1] // 2 - 2 * REACH), np.float32)
+    bands = np.zeros(height + 1, np.int64)
+    for b in range(y_edges.size - 1):
+        bands[y_edges[b] + 1 : y_edges[b + 1] + 1] = b
+    sums = np.zeros((y_edges.size - 1, WAVES * _STRIP), np.float32)
+    cells = np.zeros((y_edges.size - 1, x_edges.size - 1, WAVES))
     for z in range(first, last):
         if not lungs[z].any():
             continue
         fill_outside(hu[z], lungs[z], centre, filling, filled)
+        cells[:] = 0
         for left in range(0, width, _STRIP):
             top, bottom = _lung_rows(lungs[z], left, min(width, left + _STRIP))
-            if top >= bottom:
-                continue
-            filter_strip(filled, lungs[z], left, top, bottom, room)
-            for j in range(out.shape[1]):
-                y0, y1 = _span(j, size[1], step[1], height)
-                if max(y0, top) >= min(y1, bottom):
-                    continue
-                columns[:] = 0
-                for y in range(max(y0, top) - top, min(y1, bottom) - top):
-                    for x in range(WAVES * _STRIP):
-                        columns[x] += found[y * WAVES * _STRIP + x]
-                for i in range(out.shape[2]):
-                    x0, x1 = _span(i, size[2], step[2], width)
-                    for wave in range(WAVES):
-                        for x in range(max(x0, left) - left, min(x1, left + _STRIP) - left):
-                            out[z, j, i, wave] += columns[wave * _STRIP + x]
+            if top < bottom:
+                sums[:] = 0
+                filter_strip(filled, lungs[z], left, top, bottom, bands, room, sums)
+                _add_columns(sums, left, x_edges, cells)
+        _add_cells(cells, size, step, y_edges, x_edges, out[z])
+
+
+@jit
+def _add_columns(sums, left, x_edges, cells):
+    """Add the columns of a strip to the cells (y, x, 12) between the edges."""
+    for c in range(x_edges.size - 1):
+        first, last = max(x_edges[c] - left, 0), min(x_edges[c + 1] - left, _STRIP)
+        if first < last:
+            for b in range(cells.shape[0]):
+                for wave in range(WAVES):
+                    total = 0.0
+                    for x in range(wave * _STRIP + first, wave * _STRIP + last):
+                        total += sums[b, x]
+                    cells[b, c, wave] += total
+
+
+@jit
+def _add_cells(cells, size, step, y_edges, x_edges, out):
+    """Add the cells of a slice to the windows (gy, gx, 12) that hold them."""
+    _, columns, _ = cells.shape
+    for j in range(out.shape[0]):
+        y0, y1 = _span(j, size[1], step[1], y_edges[-1])
+        for b in range(cells.shape[0]):
+            if y0 <= y_edges[b] < y1:
+                for i in range(out.shape[1]):
+                    x0, x1 = _span(i, size[2], step[2], x_edges[-1])
+                    for c in range(columns):
+                        if x0 <= x_edges[c] < x1:
+                            for wave in range(WAVES):
+                                out[j, i, wave] += cells[b, c, wave]
 
 
 @jit
@@ -697,8 +789,7 @@ def describe_window_planes(
     hu, lungs, patterns, waves, low, grey_of, bins, flat, needed, size, step, first, last, out
 ):
     depth, height, width = hu.shape
-    counts = np.empty(grey_of.size, np.int64)
-    pairs = empty_pairs(grey_of)
+    counts, pairs, sums = pair_room(grey_of)
     row = np.empty(out.shape[3])
     shapes = np.empty(10, np.int64)
     for k in range(first, last):
@@ -712,7 +803,7 @@ def describe_window_planes(
                 if total == 0 or total < needed:
                     continue
                 window = hu[z0:z1, y0:y1, x0:x1].copy()
-                hu_and_glcm(window, inside, low, grey_of, bins, flat, counts, pairs, row)
+                hu_and_glcm(window, inside, low, grey_of, bins, flat, counts, pairs, sums, row)
                 shapes[:] = 0
                 for axis in range(3):
                     count_patterns(patterns[axis, z0:z1, y0:y1, x0:x1].copy(), shapes)

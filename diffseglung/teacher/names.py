@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from diffseglung.frozen import frozen
-from diffseglung.teacher.kernels import GABOR_DEGREES, GABOR_FREQUENCIES
+from diffseglung.teacher.kernels import GABOR_DEGREES, GABOR_FREQUENCIES, WIDEST_HU
 
 HARALICK = (
     "Haralick, Shanmugam, Dinstein 1973, symmetric, distance 1, mean over the 13 directions (IBSI ITBB)"
@@ -114,6 +114,10 @@ class TeacherConfig:
         low, high = self.clip_hu
         if not -32768 <= low < high <= 32767:
             raise ValueError(f"clip_hu {self.clip_hu} must be two int16 values, the lower first")
+        if high - low > WIDEST_HU:
+            raise ValueError(
+                f"clip_hu {self.clip_hu} spans {high - low} HU; at most {WIDEST_HU} are compared exactly"
+            )
         if self.bin_width_hu < 1 or self.entropy_bins < 1:
             raise ValueError("bin_width_hu and entropy_bins must be at least 1")
         if self.bin_origin_hu > low:

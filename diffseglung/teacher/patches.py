@@ -1,14 +1,26 @@
 """The 34 descriptors of whole patches, fast: integer counts and separable filters, compiled."""
 
-from typing import Literal
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
 
 import numpy as np
 
-from diffseglung.teacher.kernels import WAVES, empty_pairs, gabor_window_sums, hu_and_glcm, middle_patterns
+from diffseglung.teacher.kernels import (
+    GABOR,
+    LBP,
+    WAVES,
+    gabor_window_sums,
+    hu_and_glcm,
+    middle_patterns,
+    pair_room,
+)
 from diffseglung.teacher.names import TEACHER, TeacherConfig
-from diffseglung.teacher.regions import clipped, grey_levels, in_threads
+from diffseglung.teacher.regions import clipped, grey_codes, in_threads, window_edges
 
 Backend = Literal["batched", "pyradiomics"]
+DescribePatch = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""hu (z, y, x) int16 within the clip range, lungs (z, y, x) bool -> float64 (34,)."""
 
 
 def describe_patches(
@@ -29,37 +41,46 @@ def describe_patches(
     if hu.ndim != 4:
         raise ValueError(f"patches are (n, z, y, x); got {hu.ndim} axes")
     hu, lungs = clipped(hu, lungs, config)
-    out = np.full((len(hu), len(TEACHER)), np.nan, np.float64)
-    if backend == "pyradiomics":
-        from diffseglung.teacher.reference import describe_patch
-    elif backend == "batched":
-        describe_patch = _describe_patch
-    else:
+    if backend not in get_args(Backend):
         raise ValueError(f"backend must be 'batched' or 'pyradiomics', not {backend!r}")
+    out = np.full((len(hu), len(TEACHER)), np.nan, np.float64)
 
     def describe(first: int, last: int) -> None:
+        describe_patch = (_compiled if backend == "batched" else _reference)(config)
         for i in range(first, last):
             if np.count_nonzero(lungs[i]) >= config.min_lung_vox:
-                out[i] = describe_patch(hu[i], lungs[i], config)
+                out[i] = describe_patch(hu[i], lungs[i])
 
     in_threads(describe, len(hu))
     return out.astype(np.float32)
 
 
-def _describe_patch(hu: np.ndarray, lungs: np.ndarray, config: TeacherConfig) -> np.ndarray:
-    """One patch: hu (z, y, x) int16 within the clip range, lungs (z, y, x) bool -> float64 (34,)."""
-    row = np.empty(len(TEACHER))
-    grey_of = grey_levels(config)
+def _compiled(config: TeacherConfig) -> DescribePatch:
+    """Describe a patch by the kernels, with room that serves one patch after another."""
+    grey_of = grey_codes(config)
     # The plain function: compiled code that hands a new array to Python fails in Ray's workers (numba 0.68).
-    counts, pairs = np.empty(grey_of.size, np.int64), empty_pairs.py_func(grey_of)
-    flat = config.glcm == "2d"
-    hu_and_glcm(hu, lungs, config.clip_hu[0], grey_of, config.entropy_bins, flat, counts, pairs, row)
+    counts, pairs, over = pair_room.py_func(grey_of)
+    low, bins, flat = config.clip_hu[0], config.entropy_bins, config.glcm == "2d"
     patterns = np.empty(10, np.int64)
-    middle_patterns(hu, lungs, patterns)
-    row[TEACHER.families["lbp"]] = patterns / max(1, patterns.sum())
-    # A patch is its own only window.
-    sums = np.zeros((len(hu), 1, 1, WAVES))
-    gabor_window_sums(hu, lungs, np.float32(row[0]), 0, len(hu), hu.shape, hu.shape, sums)
-    energies = sums.sum(axis=(0, 1, 2)) / np.count_nonzero(lungs)
-    row[TEACHER.families["gabor"]] = [*energies, energies.mean()]
-    return row
+
+    def describe_patch(hu: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+        row = np.empty(len(TEACHER))
+        hu_and_glcm(hu, lungs, low, grey_of, bins, flat, counts, pairs, over, row)
+        middle_patterns(hu, lungs, patterns)
+        row[LBP:GABOR] = patterns / max(1, patterns.sum())
+        # A patch is its own only window.
+        sums = np.zeros((len(hu), 1, 1, WAVES))
+        y_edges, x_edges = (window_edges(1, length, length, length) for length in hu.shape[1:])
+        fixed = (np.float32(row[0]), 0, len(hu), hu.shape, hu.shape)
+        gabor_window_sums(hu, lungs, *fixed, y_edges, x_edges, sums)
+        energies = sums.sum(axis=(0, 1, 2)) / np.count_nonzero(lungs)
+        row[GABOR:] = [*energies, energies.mean()]
+        return row
+
+    return describe_patch
+
+
+def _reference(config: TeacherConfig) -> DescribePatch:
+    from diffseglung.teacher.reference import describe_patch
+
+    return partial(describe_patch, config=config)

@@ -12,7 +12,7 @@ from diffseglung.teacher.kernels import (
     plane_patterns,
 )
 from diffseglung.teacher.names import TEACHER, TeacherConfig
-from diffseglung.teacher.regions import clipped, grey_levels, in_threads
+from diffseglung.teacher.regions import clipped, grey_codes, in_threads, window_edges
 
 Triple = tuple[int, int, int]
 
@@ -48,11 +48,13 @@ def describe_windows(
         find_patterns(axis)
     waves = np.zeros((hu.shape[0], *grid[1:], WAVES))
     centre = np.float32(hu[lungs].mean()) if lungs.any() else np.float32(0)
+    y_edges, x_edges = (window_edges(grid[i], size_vox[i], step_vox[i], hu.shape[i]) for i in (1, 2))
     in_threads(
-        lambda a, b: gabor_window_sums(hu, lungs, centre, a, b, size_vox, step_vox, waves), hu.shape[0]
+        lambda a, b: gabor_window_sums(hu, lungs, centre, a, b, size_vox, step_vox, y_edges, x_edges, waves),
+        hu.shape[0],
     )
     out = np.full((*grid, len(TEACHER)), np.nan, np.float32)
-    fixed = (config.clip_hu[0], grey_levels(config), config.entropy_bins, config.glcm == "2d")
+    fixed = (config.clip_hu[0], grey_codes(config), config.entropy_bins, config.glcm == "2d")
     needed = config.min_lung_fraction * np.prod(size_vox)
     in_threads(
         lambda a, b: describe_window_planes(

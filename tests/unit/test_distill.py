@@ -5,9 +5,22 @@ import numpy as np
 import pytest
 import torch
 
-from diffseglung.distill import Distillation, TrainConfig, collapse, distill, info_nce, rare_first
+from diffseglung.config import Config
+from diffseglung.distill import (
+    Distillation,
+    TrainConfig,
+    collapse,
+    distill,
+    distillation_loss,
+    draw_randomness,
+    flip_some,
+    info_nce,
+    prepare_batch,
+    rare_first,
+)
+from diffseglung.patches import PatchConfig
 from diffseglung.student import StudentConfig
-from diffseglung.teacher import TEACHER, Standardiser
+from diffseglung.teacher import TEACHER, Standardiser, flip_batch
 
 STUDENT = StudentConfig(channels=(8, 8, 16), norm_groups=4, timesteps=50, embedding=16)
 TRAIN = TrainConfig(steps=6, batch=4, lr_warmup=1, warmup=(1, 3), lr=2e-3, positions=8)
@@ -182,11 +195,83 @@ def test_unknown_positions_take_no_part_in_the_contrast():
     assert float(all_six) == pytest.approx(float(only_four))
 
 
+@pytest.mark.parametrize("variant", ["local", "global"])
+def test_what_the_teacher_could_not_describe_says_nothing(standardiser, variant):
+    run = start(standardiser, variant=variant)
+    raw = next(batches())
+    raw["teacher"][1] = torch.nan
+    batch = prepare_batch(raw, run)
+    unknown = raw["teacher_local" if variant == "local" else "teacher"].isnan().any(dim=-1)
+    assert unknown.any()
+    assert torch.equal(batch["known"], ~unknown)
+    draw = draw_randomness(batch, run, True, 0, 0, 1)
+    other = batch | {"descriptors": torch.where(unknown[..., None], 5.0, batch["descriptors"])}
+    losses = [float(distillation_loss(run.network, b, draw, run, 1.0)[0].detach()) for b in (batch, other)]
+    assert np.isfinite(losses[0])
+    assert losses[0] == losses[1]
+
+
 def test_rare_positions_come_first():
     crowd, loner = torch.zeros(50, 3), torch.full((1, 3), 9.0)
     crowd = crowd + 0.1 * torch.randn(50, 3, generator=torch.Generator().manual_seed(0))
     weight = rare_first(torch.cat([crowd, loner]), torch.ones(51, dtype=torch.bool))
     assert weight[50] > 3 * weight[:50].mean()
+
+
+def uneven(size: int) -> dict[str, torch.Tensor]:
+    """Patches that no flip leaves as they are."""
+    rng = np.random.default_rng(1)
+    return {
+        "hu": torch.from_numpy(rng.integers(-1000, 0, (size, 8, 16, 16)).astype(np.int16)),
+        "lungs": torch.from_numpy(rng.integers(0, 2, (size, 8, 16, 16)).astype(np.uint8)),
+        "teacher": torch.from_numpy(rng.normal(size=(size, DESCRIPTORS)).astype(np.float32)),
+        "teacher_local": torch.from_numpy(rng.normal(size=(size, 2, 4, 4, DESCRIPTORS)).astype(np.float32)),
+    }
+
+
+def test_a_flipped_patch_takes_all_its_targets_with_it(standardiser):
+    batch = uneven(64)
+    flipped = flip_some(batch, start(standardiser, flip=(1, 2)), 0, 0, 1)
+    seen = []
+    for i in range(64):
+        one, found = ({name: column[i : i + 1] for name, column in b.items()} for b in (batch, flipped))
+        ways = [(), (1,), (2,), (1, 2)]
+        mirrored = [flip_batch(one, axes) for axes in ways]
+        seen += [
+            w for w, m in zip(ways, mirrored, strict=True) if all(torch.equal(m[k], found[k]) for k in m)
+        ]
+    assert len(seen) == 64
+    # About 16 of each by chance; fewer than 5 happens once in a thousand seeds, and the seed is fixed.
+    assert min(seen.count(way) for way in set(seen)) >= 5
+    assert set(seen) == {(), (1,), (2,), (1, 2)}
+
+
+def test_flips_know_seed_and_step_and_not_who_draws_them(standardiser):
+    batch, run = uneven(8), start(standardiser, flip=(2,))
+    whole = flip_some(batch, run, 0, 0, 1)["hu"]
+    assert torch.equal(flip_some(batch, run, 0, 0, 1)["hu"], whole)
+    halves = [{k: v[i : i + 4] for k, v in batch.items()} for i in (0, 4)]
+    by_two = [flip_some(half, run, 0, rank, 2)["hu"] for rank, half in enumerate(halves)]
+    assert torch.equal(torch.cat(by_two), whole)
+    split = start(standardiser, flip=(2,), accumulate=2)
+    in_two = [flip_some(half, split, micro, 0, 1)["hu"] for micro, half in enumerate(halves)]
+    assert torch.equal(torch.cat(in_two), whole)
+    run.step += 1
+    assert not torch.equal(flip_some(batch, run, 0, 0, 1)["hu"], whole)
+    assert flip_some(batch, start(standardiser), 0, 0, 1) is batch
+
+
+def test_training_sees_the_flipped_patches(standardiser):
+    # The network begins with an answer of 0, whatever it sees.
+    plain, turned = (list(distill(start(standardiser, **c), batches()))[-1][1] for c in ({}, {"flip": (2,)}))
+    assert plain["loss"] != turned["loss"]
+
+
+def test_windows_that_a_mirror_moves_are_refused():
+    patches = PatchConfig(local_window_vox=(15, 16, 16))
+    assert Config(patches=patches, train=TrainConfig(flip=(2,)))
+    with pytest.raises(ValueError, match="not centred"):
+        Config(patches=patches, train=TrainConfig(flip=(0,)))
 
 
 def test_a_batch_that_does_not_split_is_refused_in_words():
@@ -196,7 +281,15 @@ def test_a_batch_that_does_not_split_is_refused_in_words():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"variant": "both"}, {"temperature": 0.0}, {"batch": 1}, {"warmup": (5, 2)}, {"precision": "half"}],
+    [
+        {"variant": "both"},
+        {"temperature": 0.0},
+        {"batch": 1},
+        {"warmup": (5, 2)},
+        {"precision": "half"},
+        {"flip": (2, 2)},
+        {"flip": (3,)},
+    ],
 )
 def test_settings_without_meaning_are_refused(bad):
     with pytest.raises(ValueError, match="train"):

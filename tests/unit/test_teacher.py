@@ -78,46 +78,47 @@ def test_the_compiled_columns_are_those_of_the_table():
 
 
 @pytest.mark.parametrize("glcm", ["3d", "2d"])
-def test_both_backends_agree_feature_by_feature(glcm):
+def test_both_backends_agree_feature_by_feature(glcm, record_property):
     config = TeacherConfig(glcm=glcm)
     hu, lungs = noise_patches(6, (20, 24, 28))
     hu[0, :, :12] = -1024  # A flat bulla: many exact ties.
     ours, theirs = (describe_patches(hu, lungs, config, backend=b) for b in ("batched", "pyradiomics"))
     # 1e-9 beside the relative part: a pattern that never occurs is 0 in both.
     error = (np.abs(ours - theirs) / (np.abs(theirs) + 1e-9)).max(axis=0)
-    print(f"worst relative difference, {glcm}:", TEACHER.names[error.argmax()], error.max())
+    said = f"noise, {glcm}: worst of {ours.size} numbers: {TEACHER.names[error.argmax()]}, {error.max():.1e}"
+    record_property("measured", said)
     assert np.isfinite(ours).all()
     assert error.max() < 1e-5
 
 
-def test_the_ibsi_phantom_has_its_reference_values():
+def test_the_ibsi_phantom_has_its_reference_values(record_property):
     config = TeacherConfig(clip_hu=(1, 6), bin_width_hu=1, bin_origin_hu=1, min_lung_vox=1)
     for backend in ("batched", "pyradiomics"):
         row = describe_patches(IBSI_PHANTOM[None], IBSI_PHANTOM[None] > 0, config, backend=backend)[0]
         error = {name: abs(row[column(name)] / value - 1) for name, value in IBSI_VALUES.items()}
         worst = max(error, key=error.__getitem__)
-        print(f"{backend}: {len(error)} IBSI values, worst {worst}, off by {error[worst]:.1e}")
+        said = f"{backend}: {len(error)} IBSI values, worst {worst}, off by {error[worst]:.1e}"
+        record_property("measured", said)
         # The manual gives three digits.
         assert error[worst] < 5e-3
         assert row[column("glcm_energy")] == pytest.approx(np.sqrt(row[column("glcm_asm")]))
 
 
-def agreement(hu: np.ndarray, lungs: np.ndarray, where: str) -> None:
-    """Both backends say the same of patches, each feature to 1e-5; prints the worst."""
+def agreement(hu: np.ndarray, lungs: np.ndarray) -> str:
+    """Both backends say the same of patches, each feature to 1e-5: which is the worst."""
     ours, theirs = (describe_patches(hu, lungs, backend=b) for b in ("batched", "pyradiomics"))
     # 1e-9 beside the relative part: a pattern that never occurs is 0 in both.
     error = (np.abs(ours - theirs) / (np.abs(theirs) + 1e-9)).max(axis=0)
-    print(f"{where}: worst of {ours.size} numbers: {TEACHER.names[error.argmax()]}, {error.max():.1e}")
     assert np.isfinite(ours).all()
     assert error.max() < 1e-5
+    return f"worst of {ours.size} numbers: {TEACHER.names[error.argmax()]}, {error.max():.1e}"
 
 
-def test_both_backends_agree_on_the_phantom(observation):
+def test_both_backends_agree_on_the_phantom(observation, record_property):
     scan = observation.scan
     corners = sample_corners(scan.lungs, PatchConfig(per_case=3), 8, seed=0)
-    agreement(
-        *(np.stack([cut(a, c, (16, 32, 32)) for c in corners]) for a in (scan.hu, scan.lungs)), "phantom"
-    )
+    said = agreement(*(np.stack([cut(a, c, (16, 32, 32)) for c in corners]) for a in (scan.hu, scan.lungs)))
+    record_property("measured", f"phantom: {said}")
 
 
 CT = os.environ.get("DIFFSEGLUNG_CT", "")
@@ -125,11 +126,12 @@ CT = os.environ.get("DIFFSEGLUNG_CT", "")
 
 @pytest.mark.skipif(not CT, reason="DIFFSEGLUNG_CT names no folder of real scans")
 @pytest.mark.parametrize("name", ["covid-a", "emphysema-4mm", "pneumonia-a"])
-def test_both_backends_agree_on_real_scans(name):
+def test_both_backends_agree_on_real_scans(name, record_property):
     volume = read_volume(f"{CT}/{name}.nii.gz")
     lungs = read_labels(f"{CT}/{name}_lungs.nii.gz", volume) > 0
     corners = sample_corners(lungs, PatchConfig(per_case=2), 8, seed=0)
-    agreement(*(np.stack([cut(a, c, (16, 32, 32)) for c in corners]) for a in (volume.hu, lungs)), name)
+    said = agreement(*(np.stack([cut(a, c, (16, 32, 32)) for c in corners]) for a in (volume.hu, lungs)))
+    record_property("measured", f"{name}: {said}")
 
 
 FLIPS = [axes for count in range(4) for axes in combinations(range(3), count)]
