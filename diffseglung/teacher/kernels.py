@@ -492,12 +492,13 @@ _slanted_low, _slanted_middle, _slanted_high = (_slanted_along_y(f) for f in ran
 
 
 @jit
-def _last_roots(power, side, rows, waves, first, step, out):
+def _last_roots(power, side, rows, width, waves, first, step, out):
     """Add the responses in the last row: nobody came after it who took its roots."""
+    inside = side[2 * rows * _STRIP :]
     for wave in range(waves):
-        for x in range(_STRIP):
-            at = (rows * waves + wave) * _STRIP + x
-            out[(first + wave * step) * _STRIP + x] += np.sqrt(power[at]) * side[2 * rows * _STRIP + x]
+        p, total = power[(rows * waves + wave) * _STRIP :], out[(first + wave * step) * _STRIP :]
+        for x in range(min(width, _STRIP)):
+            total[x] = fma(np.sqrt(p[x]), inside[x], total[x])
 
 
 @jit
@@ -621,15 +622,15 @@ def filter_strip(filled, lungs, left, top, bottom, bands, scratch, sums):
     _smooth_y(strip, rows, width + 2 * REACH, smooth)
     _straight_y(parts, side, straight, own, rows, width, sums)
     last = sums[own[rows]]
-    _last_roots(straight, side, rows, 3, 2, 4, last)
+    _last_roots(straight, side, rows, width, 3, 2, 4, last)
     _straight_x(smooth, side, straight, own, rows, width, sums)
-    _last_roots(straight, side, rows, 3, 0, 4, last)
+    _last_roots(straight, side, rows, width, 3, 0, 4, last)
     _slanted_low(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, 2, 1, 2, last)
+    _last_roots(slanted, side, rows, width, 2, 1, 2, last)
     _slanted_middle(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, 2, 5, 2, last)
+    _last_roots(slanted, side, rows, width, 2, 5, 2, last)
     _slanted_high(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, 2, 9, 2, last)
+    _last_roots(slanted, side, rows, width, 2, 9, 2, last)
 
 
 # ---- Patches and windows
@@ -703,9 +704,16 @@ def middle_patterns(hu, lungs, counts):
 @jit
 def _add_plane(hu, lungs, counts):
     """Add the patterns of a plane to counts."""
-    planes = np.full((1, *hu.shape), NO_PATTERN, np.uint8)
-    plane_patterns(hu.reshape(planes.shape), lungs.reshape(planes.shape), 0, 0, 1, planes)
-    count_patterns(planes, counts)
+    height, width = hu.shape
+    if height < 3 or width < 3:
+        return
+    found = np.full(hu.shape, NO_PATTERN, np.uint8)
+    # In one go from its second voxel of the second row on; what went around the sides is no pattern.
+    last = (height - 2) * width - 2
+    uniform_patterns(hu.ravel(), lungs.ravel(), width + 1, last, width, 1, found.ravel())
+    for y in range(height):
+        found[y, 0] = found[y, width - 1] = NO_PATTERN
+    count_patterns(found.reshape((1, height, width)), counts)
 
 
 @jit
