@@ -12,12 +12,15 @@ from diffseglung.schedule import Schedule, to_unit
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 
+COMBINE = ("concatenate", "average")
+
 
 @frozen
 class FeatureConfig:
     """Where in the noise the student is asked, and how many tiles at once."""
 
     timesteps: tuple[int, ...] = (10, 50)
+    combine: str = "concatenate"  # what the timesteps say, side by side; or "average"
     levels: int = (
         1  # of the encoder: 1 is the bottleneck alone, 2 also what lies above it, on a grid twice as fine
     )
@@ -26,6 +29,8 @@ class FeatureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.combine not in COMBINE:
+            raise ValueError(f"features.combine {self.combine!r} is none of: {', '.join(COMBINE)}")
         if not self.timesteps or min(self.tiles, self.cells_per_patch, self.levels) < 1:
             raise ValueError(
                 "features.timesteps needs at least one step; features.tiles, cells_per_patch and levels at least 1"
@@ -33,15 +38,16 @@ class FeatureConfig:
 
 
 def width(student: Student, config: FeatureConfig) -> int:
-    """Numbers per position: the channels of the levels that are read, once for each timestep."""
-    return sum(student.config.channels[-config.levels :]) * len(config.timesteps)
+    """Numbers per position: the channels of the levels that are read, once for each timestep that stands apart."""
+    apart = len(config.timesteps) if config.combine == "concatenate" else 1
+    return sum(student.config.channels[-config.levels :]) * apart
 
 
 @torch.no_grad()
 def encode(
     student: Student, hu: np.ndarray, lungs: np.ndarray, noise: torch.Tensor, config: FeatureConfig
 ) -> np.ndarray:
-    """Features (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps concatenated; the decoder is never run.
+    """Features (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps combined; the decoder is never run.
 
     `noise` is (b, z, y, x), the same for every timestep.
     """
@@ -54,7 +60,8 @@ def encode(
     for step in config.timesteps:
         t = torch.full((len(hu),), step, device=device)
         parts.append(student.encode(schedule.add_noise(clean, noise, t), mask, t, config.levels))
-    return torch.cat(parts, dim=1).float().cpu().numpy()
+    both = torch.cat(parts, dim=1) if config.combine == "concatenate" else torch.stack(parts).mean(dim=0)
+    return both.float().cpu().numpy()
 
 
 def extract(
