@@ -225,7 +225,11 @@ def importance(rows: Sequence[Row], parameters: Sequence[str]) -> dict[str, floa
 def _importance(rows: Sequence[Row], parameters: Sequence[str]) -> Html:
     found = importance(rows, parameters)
     if not found:
-        return tag("div", tag("h3", "What mattered"), tag("p", "Too few trials to tell.", class_="note"))
+        return tag(
+            "div",
+            tag("h3", "What mattered"),
+            tag("p", "Too few trials to tell, or all came to the same.", class_="note"),
+        )
     width, step, left = 560, 44, 130
     drawn = []
     for i, (name, share) in enumerate(found.items()):
