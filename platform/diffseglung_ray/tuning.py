@@ -293,6 +293,7 @@ class Sweep:
         """Trials of short trainings; the best settings trained in full, and with `both` its features searched."""
         rows = search(self.study, self.config, self.workspace, trials, self.run)
         best = mark_best(rows)
+        won = dict(best)
         self.write(rows)
         chosen = put_into(self.config, best)
         method = Config(**{name: getattr(chosen, name) for name in Config.__dataclass_fields__})
@@ -301,12 +302,12 @@ class Sweep:
 
         def choose(student: Student, standardiser: Standardiser) -> Config:
             found = self.features(student, method, self.config.sweep.settings)
-            best.update(mark_best(found)["setting"].row())
+            won.update(mark_best(found)["setting"].row())
             self.write(rows + found)
             return setting_of(found).put_into(method)
 
         model = train(chosen, self.workspace.store.root, alias=self.alias, parent=self.run, choose=choose)
-        return Best(best, model)
+        return Best(won, model)
 
     def features_alone(self, frozen: Model, settings: int) -> Best:
         """The features of a student that is there already; the mixture fitted anew with the best."""

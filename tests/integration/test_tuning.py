@@ -217,7 +217,7 @@ def test_the_same_seed_gives_the_same_trials_scores_and_best_configuration(
     assert mark_best(again)["trial"] == best_of(rows, "train")["trial"]
 
 
-def test_a_trial_of_two_processes_is_stopped_whole(again: list[Row], workspace: Path) -> None:
+def test_a_trial_of_two_processes_is_stopped_whole(workspace: Path) -> None:
     sets = [*SETS, "sweep.workers_per_trial=2", "sweep.rungs=2", "sweep.max_concurrent_trials=2"]
     found = searched(load_config("smoke", sets=sets), workspace, 2)
     assert sorted(row["status"] for row in found) == ["finished", "stopped"]
@@ -226,7 +226,7 @@ def test_a_trial_of_two_processes_is_stopped_whole(again: list[Row], workspace: 
 
 
 def test_the_features_of_a_model_that_is_there_are_searched_without_training(
-    again: list[Row], workspace: Path, model: Path, tmp_path: Path
+    workspace: Path, model: Path, tmp_path: Path
 ) -> None:
     words = (SMOKE, str(workspace), SETTINGS, "features-alone", "features", str(model))
     best = tune(*words)
