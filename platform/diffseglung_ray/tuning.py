@@ -484,6 +484,14 @@ class Diary(ray_tune.Callback):
         """What Tune keeps for a restored sweep; the runs of its trials are asked for anew."""
         return self.__dict__ | {"runs": {}}
 
+    def get_state(self) -> dict[str, Any]:
+        """What a restored sweep goes on telling."""
+        return {"best": list(self.best)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The best that an earlier driver knew."""
+        self.best = (state["best"][0], state["best"][1])
+
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Row, **info: Any) -> None:
         """A trial has reached a rung."""
         number, run = trial.config[NUMBER], self._run(trial.config)
