@@ -14,6 +14,7 @@ from diffseglung.schedule import Schedule, to_unit
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 
+COMBINE = ("concatenate", "average")
 PRECISIONS = ("auto", "float32", "bfloat16")
 APART = 0.05  # root mean square difference of features in bfloat16, in standard deviations of the features
 TYPICAL_HU, TYPICAL_SD_HU = -850, 60
@@ -29,6 +30,7 @@ class FeatureConfig:
     """
 
     timesteps: tuple[int, ...] = (10, 50)
+    combine: str = "concatenate"  # what the timesteps say, side by side; or "average"
     levels: int = (
         1  # of the encoder: 1 is the bottleneck alone, 2 also what lies above it, on a grid twice as fine
     )
@@ -38,6 +40,8 @@ class FeatureConfig:
     precision: str = "auto"
 
     def __post_init__(self) -> None:
+        if self.combine not in COMBINE:
+            raise ValueError(f"features.combine {self.combine!r} is none of: {', '.join(COMBINE)}")
         if not self.timesteps or min(self.tiles, self.cells_per_patch, self.levels) < 1:
             raise ValueError(
                 "features.timesteps needs at least one step; features.tiles, cells_per_patch and levels at least 1"
@@ -52,15 +56,16 @@ class FeatureConfig:
 
 
 def width(student: Student, config: FeatureConfig) -> int:
-    """Numbers per position: the channels of the levels that are read, once for each timestep."""
-    return sum(student.config.channels[-config.levels :]) * len(config.timesteps)
+    """Numbers per position: the channels of the levels that are read, once for each timestep that stands apart."""
+    apart = len(config.timesteps) if config.combine == "concatenate" else 1
+    return sum(student.config.channels[-config.levels :]) * apart
 
 
 @torch.no_grad()
 def encode(
     student: Student, hu: np.ndarray, lungs: np.ndarray, noise: torch.Tensor, config: FeatureConfig
 ) -> np.ndarray:
-    """Features (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps concatenated; the decoder is never run.
+    """Features (b, c, gz, gy, gx) of tiles (b, z, y, x), all timesteps combined; the decoder is never run.
 
     `noise` is (b, z, y, x), the same for every timestep.
     """
@@ -75,7 +80,8 @@ def encode(
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         features = student.encode(noisy, mask, t, config.levels)
     by_tile = features.float().unflatten(0, (asked, len(hu))).transpose(0, 1)
-    return by_tile.flatten(1, 2).cpu().numpy()
+    both = by_tile.flatten(1, 2) if config.combine == "concatenate" else by_tile.mean(dim=1)
+    return both.cpu().numpy()
 
 
 def agreed(student: Student, size_vox: tuple[int, int, int], config: FeatureConfig) -> FeatureConfig:

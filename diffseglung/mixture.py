@@ -11,6 +11,7 @@ Modes, all in one fitted `Mixture`, so that they can be compared on the same sca
 scikit-learn is imported where it is used: it costs a fifth of a worker's start, and most workers fit nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,8 @@ from diffseglung.tissue import (
 )
 
 MODES = ("rule", "anchored", "anchored_distilled", "published")
+LEARNED = ("anchored", "anchored_distilled", "published")  # from cells; `rule` knows without
+COVARIANCES = ("full", "tied", "diag", "spherical")
 
 
 @frozen
@@ -46,6 +49,7 @@ class MixtureConfig:
     descriptor_components: int = 12
     feature_components: int = 12
     clusters: int = 5  # published
+    covariance: str = "full"  # published; or "tied", "diag", "spherical"
     cluster_components: int = 30  # published
     potts_strength: float = 2.0  # logits that full agreement of all 18 neighbours adds
     potts_iterations: int = 6
@@ -55,6 +59,8 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             raise ValueError(f"mixture.mode {self.mode!r} is none of: {', '.join(MODES)}")
+        if self.covariance not in COVARIANCES:
+            raise ValueError(f"mixture.covariance {self.covariance!r} is none of: {', '.join(COVARIANCES)}")
         if not 0.5 < self.confident < 1:
             raise ValueError(f"mixture.confident {self.confident} must lie between 0.5 and 1")
 
@@ -106,7 +112,7 @@ class Mixture:
 
     def _anchored(self, cells: CellTable, rule: np.ndarray, mode: str) -> np.ndarray:
         """Half prototype, half learned Gaussian, in log space; cells without descriptors keep the prototype."""
-        x = self._project(cells, mode)
+        x = self.anchored_axes(cells, mode)
         means, precision = self.arrays[f"{mode}.means"], self.arrays[f"{mode}.precision"]
         present = self.arrays[f"{mode}.present"].astype(bool)
         log_prior = np.log(prior())
@@ -116,7 +122,7 @@ class Mixture:
         mixed = 0.5 * (learned - log_prior) + 0.5 * (rule - log_prior) + log_prior
         return np.where(np.isfinite(x).all(axis=1, keepdims=True), mixed, rule)
 
-    def _project(self, cells: CellTable, mode: str) -> np.ndarray:
+    def anchored_axes(self, cells: CellTable, mode: str) -> np.ndarray:
         """Coordinates (n, d) in which the tissues are Gaussian: descriptor axes, physics, feature axes."""
         parts = [self.descriptor_axes(cells), physics(cells)]
         if mode == "anchored_distilled":
@@ -133,17 +139,25 @@ class Mixture:
         a = self.arrays
         return (cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T
 
-    def _published(self, cells: CellTable) -> np.ndarray:
+    def clusters(self, cells: CellTable) -> np.ndarray:
+        """Share (n, k) of each published cluster in each cell, before it has a name."""
         from sklearn.mixture import GaussianMixture
 
         a = self.arrays
-        x = (cells.features - a["features.mean"]) / a["features.scale"] @ a["published.axes"].T
-        model = GaussianMixture(len(a["published.weights"]))
+        model = GaussianMixture(len(a["published.weights"]), covariance_type=self.config.covariance)
         model.weights_, model.means_ = a["published.weights"], a["published.means"]
         model.covariances_, model.precisions_cholesky_ = a["published.covariances"], a["published.cholesky"]
-        share = model.predict_proba(x.astype(np.float64))
-        out = np.zeros((len(x), len(TISSUES)), np.float32)
-        for cluster, tissue in enumerate(a["published.tissue"]):
+        return model.predict_proba(self.published_axes(cells).astype(np.float64))
+
+    def published_axes(self, cells: CellTable) -> np.ndarray:
+        """Principal components (n, d) that the published clusters live in."""
+        a = self.arrays
+        return (cells.features - a["features.mean"]) / a["features.scale"] @ a["published.axes"].T
+
+    def _published(self, cells: CellTable) -> np.ndarray:
+        share = self.clusters(cells)
+        out = np.zeros((len(share), len(TISSUES)), np.float32)
+        for cluster, tissue in enumerate(self.arrays["published.tissue"]):
             out[:, int(tissue) - 1] += share[:, cluster]
         return out
 
@@ -155,9 +169,20 @@ def fit_mixture(
 
     Raises ValueError where there are too few cells to fit on.
     """
+    table = CellTable.from_arrow(cells.sort_by([(name, "ascending") for name in CELL_KEY]))
+    return fit_cells(table, config, tissue, standardiser)
+
+
+def fit_cells(
+    table: CellTable,
+    config: MixtureConfig,
+    tissue: TissueConfig,
+    standardiser: Standardiser,
+    modes: Sequence[str] = LEARNED,
+) -> Mixture:
+    """The same for cells that are in order already, and for some of the modes alone."""
     from sklearn.decomposition import PCA
 
-    table = CellTable.from_arrow(cells.sort_by([(name, "ascending") for name in CELL_KEY]))
     if len(table.evidence) < 10 * config.clusters:
         raise ValueError(
             f"only {len(table.evidence)} cells of lung to fit the mixture on; prepare more cases or patches"
@@ -172,10 +197,12 @@ def fit_mixture(
     pca = PCA(_axes(config.cluster_components, features), svd_solver="full").fit(features)
     arrays["published.axes"] = pca.components_
     arrays["features.axes"] = pca.components_[: config.feature_components]
-    arrays |= _fit_published(table, features @ pca.components_.T, config)
     mixture = Mixture(config, tissue, standardiser, arrays)
-    for mode in ("anchored", "anchored_distilled"):
-        arrays |= _fit_anchored(mixture, table, mode)
+    for mode in modes:
+        if mode == "published":
+            arrays |= _fit_published(table, features @ pca.components_.T, config)
+        else:
+            arrays |= _fit_anchored(mixture, table, mode)
     return Mixture(config, tissue, standardiser, {k: np.ascontiguousarray(v) for k, v in arrays.items()})
 
 
@@ -186,7 +213,13 @@ def _axes(wanted: int, rows: np.ndarray) -> int:
 def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> dict[str, np.ndarray]:
     from sklearn.mixture import GaussianMixture
 
-    model = GaussianMixture(config.clusters, reg_covar=1e-4, random_state=config.seed, max_iter=200)
+    model = GaussianMixture(
+        config.clusters,
+        covariance_type=config.covariance,
+        reg_covar=1e-4,
+        random_state=config.seed,
+        max_iter=200,
+    )
     cluster = model.fit_predict(x.astype(np.float64))
     median_hu = table.evidence[:, 2]
     mean_hu = np.array(
@@ -208,7 +241,7 @@ def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np
 
     config = mixture.config
     rule = softmax(anchor_log_likelihood(table.evidence, table.reference, mixture.tissue) + np.log(prior()))
-    x = mixture._project(table, mode)
+    x = mixture.anchored_axes(table, mode)
     rng = np.random.default_rng(config.seed)
     means = np.zeros((len(ANCHORED), x.shape[1]))
     present = np.zeros(len(ANCHORED))

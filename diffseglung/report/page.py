@@ -97,8 +97,8 @@ def report_html(
     measured: dict[str, list[Row]] = {}
     for score in scores or ():
         measured.setdefault(text(score.get("case_id")), []).append(score)
-    style = join([_asset("style.css"), Html(_tissue_css())])
-    script = _asset("app.js")
+    style = join([asset("style.css"), Html(_tissue_css())])
+    script = asset("app.js")
     parts = {
         "policy": tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script, shown)),
         "title": join([title]),
@@ -113,7 +113,12 @@ def report_html(
         "data": join(_data(shown)),
         "script": script,
     }
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
+    return fill("page.html", parts)
+
+
+def fill(name: str, parts: Mapping[str, str]) -> str:
+    """A page of `assets/` with its parts put in."""
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], asset(name))
 
 
 def _data(shown: Mapping[int, Shown]) -> Iterator[Html]:
@@ -151,9 +156,17 @@ def _policy(style: str, script: str, shown: Mapping[int, Shown]) -> str:
     )
 
 
+def policy(style: str) -> str:
+    """The same for a page without script: its own style and nothing else."""
+    return (
+        f"default-src 'none'; img-src data:; style-src {_digest(style)}; base-uri 'none'; form-action 'none'"
+    )
+
+
 def _digest(content: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
 
 
-def _asset(name: str) -> Html:
+def asset(name: str) -> Html:
+    """A file of `assets/`, as it is."""
     return Html((resources.files(__package__) / "assets" / name).read_text(encoding="utf-8"))

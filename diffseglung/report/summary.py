@@ -15,15 +15,15 @@ def header(title: str, cases: Sequence[Case], about: Mapping[str, Any]) -> Html:
     litres = {t: _total(cases, f"{t.key}_ml") / 1000 for t in TISSUES}
     lung = _total(cases, "lung_ml") / 1000
     counts = {state: sum(case.state == state for case in cases) for state in STATES}
-    figures = [_figure(len(cases), "scan" if len(cases) == 1 else "scans", "all")]
+    figures = [figure(len(cases), "scan" if len(cases) == 1 else "scans", "all")]
     figures += [
-        _figure(count, STATES[state], state) for state, count in counts.items() if count or state != "skipped"
+        figure(count, STATES[state], state) for state, count in counts.items() if count or state != "skipped"
     ]
-    figures.append(_figure(f"{lung:,.1f} l", "of lung"))
+    figures.append(figure(f"{lung:,.1f} l", "of lung"))
     diseased = sum(litres[t] for t in DISEASES)
     whole = sum(litres.values())
     if whole:
-        figures.append(_figure(f"{100 * diseased / whole:.1f}%", "of it labelled diseased"))
+        figures.append(figure(f"{100 * diseased / whole:.1f}%", "of it labelled diseased"))
     made = [about[key] for key in ("model_uri", "model_version", "recipe", "date") if about.get(key)]
     return tag(
         "header",
@@ -56,7 +56,8 @@ def _sentence(counts: Mapping[str, int], total: int) -> str:
     return f"Of {total} scan{'s' * (total > 1)}, {listed}."
 
 
-def _figure(value: Any, label: str, state: str = "total") -> Html:
+def figure(value: Any, label: str, state: str = "total") -> Html:
+    """A number and what it counts."""
     return tag("li", tag("strong", value), tag("span", label), class_=f"figure {state}")
 
 

@@ -1,7 +1,8 @@
 """One frozen value says how a job runs: the method's settings, and where and with what it runs.
 
-The method's sections are those of `diffseglung.config.Config`. Three are added here: `resources`, `storage`
-and `tracking`. They decide where the work happens and never what comes out, so `sha256` leaves them out.
+The method's sections are those of `diffseglung.config.Config`. Four are added here: `resources`, `storage`,
+`tracking` and `sweep`. They decide where the work happens, or what a sweep looks for, and never what a given setting
+comes to, so `sha256` leaves them out.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from diffseglung.config import RECIPES, Config, digest, recipe
+from diffseglung.criteria import CRITERIA
 from diffseglung.frozen import frozen
 from diffseglung_ray.credentials import has_credentials, hide_in_tracebacks, without_credentials
 
@@ -87,12 +89,53 @@ class TrackingConfig:
 
 
 @frozen
+class SweepConfig:
+    """What a sweep looks for, how long it looks, and what a trial gets."""
+
+    criterion: str = "calinski_harabasz"  # what "better" means: see docs/sweeps.md
+    share: float = 0.25  # of the full training's steps, for a trial
+    rungs: int = 3  # a trial is judged this often, and may be stopped each time but the last
+    reduction: int = 2  # one in so many of those judged at a rung goes on
+    # At most so many trials at once. It is also a generation: the trials that are suggested, and judged at each rung,
+    # together, so that it decides what comes out; how many of them run at the same time does not.
+    max_concurrent_trials: int = 4
+    reproducible: bool = True  # False: Ray's asynchronous ASHA, which waits for nobody
+    workers_per_trial: int = 1
+    cpus_per_trial: int = 0  # of each of its workers; 0: as resources.cpus_per_worker
+    gpus_per_trial: float | None = None  # of each of its workers, 0.25: four on one; None: as resources
+    settings: int = 200  # of features, judged on the finished student
+    settings_in_trial: int = 8  # of features, judged at each rung of a trial (--stage both)
+    patches: int = 768  # that trials learn from and are judged on, at most
+
+    def __post_init__(self) -> None:
+        """Refuse a sweep that could not judge."""
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"sweep.criterion {self.criterion!r} is none of: {', '.join(CRITERIA)}")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"sweep.share {self.share} must be a share above 0 and at most 1")
+        counts = (self.rungs, self.max_concurrent_trials, self.workers_per_trial, self.settings)
+        if min(*counts, self.settings_in_trial, self.patches) < 1 or self.reduction < 2:
+            raise ValueError("a sweep counts everything from 1, and sweep.reduction from 2")
+        if self.cpus_per_trial < 0 or (self.gpus_per_trial or 0) < 0:
+            raise ValueError("sweep.cpus_per_trial and sweep.gpus_per_trial are counted from 0")
+
+
+# What a trial of a recipe gets where nobody says otherwise.
+SWEEPS = {
+    "smoke": SweepConfig(settings=24, settings_in_trial=4),
+    "paper": SweepConfig(gpus_per_trial=0.5, max_concurrent_trials=8),
+    "published": SweepConfig(gpus_per_trial=0.5, max_concurrent_trials=8),
+}
+
+
+@frozen
 class RunConfig(Config):
     """The method's settings together with the platform's."""
 
     resources: ResourceConfig = ResourceConfig()
     storage: StorageConfig = StorageConfig()
     tracking: TrackingConfig = TrackingConfig()
+    sweep: SweepConfig = SweepConfig()
 
     @property
     def method(self) -> Config:
@@ -113,7 +156,8 @@ def load_config(recipe_name: str, file: Path | str | None = None, sets: list[str
 
 
 def _changed(base: Config, file: Path | str | None, sets: list[str] | None) -> RunConfig:
-    config = RunConfig(**{f.name: getattr(base, f.name) for f in fields(Config)})
+    settings = {f.name: getattr(base, f.name) for f in fields(Config)}
+    config = RunConfig(**settings, sweep=SWEEPS.get(base.name, SweepConfig()))
     changes = _read_yaml(Path(file)) if file else {}
     for assignment in sets or []:
         _assign(changes, assignment)

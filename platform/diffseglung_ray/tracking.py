@@ -124,6 +124,18 @@ class Run:
         """Say that the driver of this run is alive, so that no other takes it over."""
         self.tag(driver=f"{socket.gethostname()} {os.getpid()} {time.time():.0f}")
 
+    def log_text(self, name: str, text: str) -> None:
+        """Text as a file of the run."""
+        _mlflow().MlflowClient().log_text(self.id, text, name)
+
+    def children(self, **tags: str) -> dict[str, str]:
+        """The runs within this one that carry these tags: their id by their name."""
+        asked = [
+            f"tags.`{key}` = '{value}'" for key, value in {"mlflow.parentRunId": self.id, **tags}.items()
+        ]
+        found = _mlflow().MlflowClient().search_runs([self.experiment_id], " and ".join(asked))
+        return {run.info.run_name: run.info.run_id for run in found}
+
     def last_step(self, metric: str) -> int:
         """The last step that a metric was logged at; 0 before the first."""
         return max((m.step for m in _mlflow().MlflowClient().get_metric_history(self.id, metric)), default=0)
@@ -138,22 +150,24 @@ def open_run(
     parent: Run | None = None,
     init: str | None = None,
     go_on: bool = False,
+    about: Mapping[str, str] | None = None,
 ) -> Run:
     """A new run with its settings, its commit and the digest of the data it learns from; `Run.end` closes it.
 
     `manifest` is the content of the workspace's `manifest.json`, `init` the model that it starts from. With `parent`
-    the run is shown nested. With `go_on` it is the last one of that name, settings, data and start, where that one
-    did not reach its end: killed, failed, or left by a driver that is no more.
+    the run is shown nested. With `go_on` it is the last one of that name, settings, data, start and parent, where
+    that one did not reach its end: killed, failed, or left by a driver that is no more. `about` are more tags that
+    have to be the same to go on.
     """
     mlflow = _mlflow()
     client = mlflow.MlflowClient()
     experiment = parent.experiment_id if parent else _experiment(client, tracking.experiment)
-    origin = {"config_sha256": digest(config), "mlflow.source.name": name}
+    origin = {"config_sha256": digest(config), "mlflow.source.name": name, **(about or {})}
     if init is not None:
         origin["init"] = init
     if manifest is not None:
         origin["data_sha256"] = sha256(manifest).hexdigest()
-    left = _unfinished(client, experiment, origin) if go_on else None
+    left = _unfinished(client, experiment, origin, parent) if go_on else None
     if left:
         client.update_run(left, status="RUNNING")
         run = Run(experiment, left)
@@ -171,13 +185,15 @@ def open_run(
     return run
 
 
-def _unfinished(client: Any, experiment: str, origin: dict[str, str]) -> str | None:
+def _unfinished(client: Any, experiment: str, origin: dict[str, str], parent: Run | None) -> str | None:
     """The id of the last run with these tags, where it neither finished nor is being driven."""
     asked = " and ".join(f"tags.`{key}` = '{value}'" for key, value in origin.items())
     found = client.search_runs([experiment], asked, max_results=50, order_by=["attributes.start_time DESC"])
     for one in found:
         tags = one.data.tags
-        if tags.get("init") != origin.get("init") or "mlflow.parentRunId" in tags:
+        if tags.get("init") != origin.get("init"):
+            continue
+        if tags.get("mlflow.parentRunId") != (parent.id if parent else None):
             continue
         driven = one.info.status == "RUNNING" and _lives(tags.get("driver", ""))
         return None if driven or one.info.status == "FINISHED" else one.info.run_id
@@ -245,11 +261,18 @@ def tracking_uri() -> str:
 
 
 def register_model(
-    folder: Path, run: Run, tracking: TrackingConfig, *, alias: str, check: Path | None = None
+    folder: Path,
+    run: Run,
+    tracking: TrackingConfig,
+    *,
+    alias: str,
+    check: Path | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> RegisteredModel:
     """Put a saved model into the registry as a new version, and point `alias` at it once it has proved to work.
 
-    `check` is a small scan that the version, loaded back from the registry, must segment. Errors: ModelRefused.
+    `check` is a small scan that the version, loaded back from the registry, must segment; `about` are more tags of
+    the version. Errors: ModelRefused.
     """
     mlflow = _mlflow()
     model = Model.load(folder)
@@ -264,6 +287,7 @@ def register_model(
         )
     client = mlflow.MlflowClient()
     tags = {"model_sha256": model.sha256, "config_sha256": digest(model.config), "recipe": model.config.name}
+    tags |= about or {}
     _ensure_registered(client, tracking.model)
     made = client.create_model_version(
         tracking.model, logged.model_uri, run_id=run.id, tags=tags, model_id=logged.model_id

@@ -25,6 +25,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from safetensors.numpy import load_file
 
+from diffseglung.config import Config
 from diffseglung.distill import TrainConfig, collapse
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
@@ -83,12 +84,15 @@ def train(
     init: str | None = None,
     alias: str | None = None,
     parent: Run | None = None,
+    choose: Callable[[Student, Standardiser], Config] | None = None,
 ) -> TrainedModel:
     """Train on a prepared workspace, fit the mixture, register the model and point `alias` at it.
 
     A training with the same settings on the same patches that was killed before its end goes on from its last
     checkpoint, in its own MLflow run. `init` is a model (folder or MLflow address) whose student's weights are the
-    start. Starts or joins Ray once the arguments have proved sound. Errors: UserError, in words.
+    start; `choose` says, once the student is trained, with which settings of features and mixture it goes on; with
+    `parent` it is the last part of a sweep. Starts or joins Ray once the arguments have proved sound.
+    Errors: UserError, in words.
     """
     refuse_fleeting(workspace=place, init=init)
     workspace = open_workspace(place, config.method)
@@ -100,21 +104,35 @@ def train(
         standardiser = fit_standardiser(workspace, config.method)
         name = f"train {config.name}"
         details = {"name": name, "manifest": workspace.manifest, "parent": parent, "init": init}
-        with start_run(config.method, config.tracking, **details, go_on=parent is None) as run:
+        with start_run(config.method, config.tracking, **details, go_on=True) as run:
             run.log_json("standardiser.json", {"names": list(TEACHER.names), **standardiser.to_dict()})
             student, metrics, drawn = distil(config, workspace, standardiser, workers, run, weights)
-            cells = gather_cells(student, config.features, workspace, workers)
-            mixture = fit_mixture(cells, config.mixture, config.tissue, standardiser)
+            method = choose(student, standardiser) if choose else config.method
             info = {
                 "run_id": run.id,
                 "patches": workspace.patches,
                 "steps": config.train.steps,
                 "metrics": metrics,
             }
-            model = Model(config.method, student, standardiser, mixture, info)
-            log_pictures(run, drawn, cells, mixture)
-            version = publish(model, run, config, alias or config.tracking.alias)
+            about = {"sweep": parent.id} if parent else {}
+            model, cells = fitted(method, student, standardiser, workspace, workers, info | about)
+            log_pictures(run, drawn, cells, model.mixture)
+            version = publish(model, run, config, alias or config.tracking.alias, about)
     return TrainedModel(version.version, version.uri, run.id, metrics)
+
+
+def fitted(
+    method: Config,
+    student: Student,
+    standardiser: Standardiser,
+    workspace: Workspace,
+    workers: Workers,
+    info: dict[str, Any],
+) -> tuple[Model, pa.Table]:
+    """The model that a trained student becomes with the mixture of its cells, and these cells."""
+    cells = gather_cells(student, method.features, workspace, workers)
+    mixture = fit_mixture(cells, method.mixture, method.tissue, standardiser)
+    return Model(method, student, standardiser, mixture, info), cells
 
 
 def log_pictures(run: Run, drawn: dict[str, np.ndarray], cells: pa.Table, mixture: Mixture) -> None:
@@ -126,12 +144,14 @@ def log_pictures(run: Run, drawn: dict[str, np.ndarray], cells: pa.Table, mixtur
         run.log_pictures(pictures)
 
 
-def publish(model: Model, run: Run, config: RunConfig, alias: str) -> RegisteredModel:
+def publish(
+    model: Model, run: Run, config: RunConfig, alias: str, about: dict[str, str] | None = None
+) -> RegisteredModel:
     """Save, register, prove on a digital phantom, point the alias; the proof's picture stays with the run."""
     with tempfile.TemporaryDirectory() as folder:
         scan = write_check_scan(Path(folder) / "phantom.nii.gz")
         saved = model.save(Path(folder) / "model")
-        return register_model(saved, run, config.tracking, alias=alias, check=scan)
+        return register_model(saved, run, config.tracking, alias=alias, check=scan, about=about)
 
 
 def write_check_scan(path: Path) -> Path:

@@ -1,354 +1,583 @@
-"""Ray Tune searches the distillation's settings without a label; the best are trained in full and registered.
+"""Ray Tune searches without a label: what has to be trained, and within it what has not.
 
-A first version of the criterion. On cases that a trial did not train on, two things are asked of its student:
-`retrieval`, how often a bottleneck position finds its own descriptor first among all others of its batch, and
-`silhouette`, how far apart the tissues that the physical rule names with confidence lie in its features. The score is
-their mean, both between 0 and 1. Neither has been shown to order models as Dice would, and the rule's own mistakes
-are in the second: a sweep narrows the choice, `jobs/evaluate.py` on scans with a truth makes it.
+`train`: temperature, weight, learning rates and projection size, each trial a short training that is judged at rungs
+and may be stopped there (`trial.py`, `sweep_order.py`). `features`: timesteps, clusters, covariance and neighbours,
+on one frozen student (`diffseglung.feature_search`). `both`: each trial searches a few settings of the features at
+each rung; the best trial is trained in full, and its student's features are searched at length.
+
+"Better" is a number of `diffseglung.criteria` on cases that a trial did not train on (docs/sweeps.md).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
-import time
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
-import numpy as np
-import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
+import ray
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 from ray import tune as ray_tune
 from ray.tune.schedulers import ASHAScheduler
-from ray.tune.search.optuna import OptunaSearch
-from sklearn.metrics import silhouette_score
 
 from diffseglung.config import Config
-from diffseglung.distill import (
-    Batch,
-    Distillation,
-    TrainConfig,
-    distill,
-    distillation_loss,
-    draw_randomness,
-    prepare_batch,
-)
-from diffseglung.features import FeatureConfig, sample_cells
-from diffseglung.mixture import CellTable
-from diffseglung.patches import seed_of
+from diffseglung.criteria import in_doubt
+from diffseglung.feature_search import SEEING, Columns, Judgement, Setting, judged_modes, split_cases
+from diffseglung.model import Model
+from diffseglung.report.sweep import sweep_page
 from diffseglung.schemas import named
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
-from diffseglung.tissue import TissueConfig, anchor_log_likelihood, prior
-from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.config import RunConfig, UserError, WrongArgument
+from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting, train_workers
+from diffseglung_ray.config import ResourceConfig, RunConfig, SweepConfig, UserError, WrongArgument
 from diffseglung_ray.credentials import keep_from_trials
 from diffseglung_ray.fitting import COLUMNS as CELL_COLUMNS
-from diffseglung_ray.processes import import_network
-from diffseglung_ray.tracking import Run, check_tracking, open_run, start_run
-from diffseglung_ray.training import TrainedModel, nodes_in_cluster, train
+from diffseglung_ray.sweep_order import NUMBER, Rungs, Suggestions
+from diffseglung_ray.tracking import BEAT_S, Run, check_tracking, fetch_model, open_run, start_run
+from diffseglung_ray.training import TrainedModel, fitted, nodes_in_cluster, publish, train
 from diffseglung_ray.training_process import COLUMNS as TRAIN_COLUMNS
+from diffseglung_ray.trial import Settings, Study, put_into, searched, trial, usual_tiles
 from diffseglung_ray.workspace import Workspace, fit_standardiser, open_workspace
 
-SHORT = 0.25  # of the full training, for each trial
-RUNGS = 3  # a trial is judged this often, and may be stopped each time
-MOST_PATCHES = 768  # that trials learn from and are judged on; they share one copy in Ray's object store
-HELD_OUT = 4  # every fourth case judges and does not teach
-JUDGED_BATCHES = 8
-JUDGED_CELLS = 2000
-SURE = 0.7
+STAGES = ("train", "features", "both")
+TRIAL_FAILURES = 2  # a trial goes on from its last rung on another machine so often
+PARAMETERS = ("temperature", "weight", "embedding", "lr", "lr_heads")
+CHOSEN = ("timesteps", "combine", "clusters", "covariance", "potts")
 
 SWEEP = named(
     "diffseglung.sweep",
     [
-        ("trial", pa.string()),
+        ("sweep", pa.string()),
+        ("stage", pa.string()),
+        ("trial", pa.int32()),
         ("run_id", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("best", pa.bool_()),
+        ("rung", pa.int32()),
         ("step", pa.int32()),
-        ("temperature", pa.float64()),
-        ("weight", pa.float64()),
-        ("timesteps", pa.list_(pa.int32())),
-        ("retrieval", pa.float64()),
-        ("silhouette", pa.float64()),
+        *((name, pa.int32() if name == "embedding" else pa.float64()) for name in PARAMETERS),
+        ("timesteps", pa.string()),
+        ("combine", pa.string()),
+        ("clusters", pa.int32()),
+        ("covariance", pa.string()),
+        ("potts", pa.float64()),
+        ("criterion", pa.string()),
         ("score", pa.float64()),
+        ("scores", pa.list_(pa.float64())),
+        ("scan_seconds", pa.float64()),
         ("seconds", pa.float64()),
     ],
 )
 
-Arrays = dict[str, np.ndarray]
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The winner of a sweep: its settings, its score in the sweep, and the model trained in full with them."""
+    """The winner of a sweep: its row, and the model with its settings in the registry."""
 
-    settings: Row
+    row: Row
     model: TrainedModel
 
     @property
     def in_words(self) -> str:
         """The settings in one line."""
-        s = self.settings
-        return (
-            f"temperature {s['temperature']:.3g}, weight {s['weight']:.3g}, timesteps {tuple(s['timesteps'])}"
-        )
+        trained = [f"{name} {self.row[name]:.3g}" for name in PARAMETERS if self.row.get(name) is not None]
+        return ", ".join([*trained, *(f"{name} {self.row[name]}" for name in CHOSEN)])
 
 
-@dataclass(frozen=True, slots=True)
-class Study:
-    """What every trial is told."""
+def tune(
+    config: RunConfig,
+    place: str,
+    trials: int,
+    alias: str = "tuned",
+    stage: str = "both",
+    model: str | None = None,
+) -> Best:
+    """Try `trials` settings, write `sweep.parquet` and `sweep.html`, register the best under `alias`.
 
-    config: Config
-    standardiser: Standardiser
-
-
-def tune(config: RunConfig, place: str, trials: int, alias: str = "tuned") -> Best:
-    """Try `trials` settings of the distillation, write `sweep.parquet`, train the best in full and register it.
-
-    Errors: UserError, in words.
+    Stage `features` searches those of `model`, or of the alias that jobs/train.py gives. A sweep that was killed before
+    its end goes on where it was, in its own MLflow run, when it is asked for again. Errors: UserError, in words.
     """
-    if trials < 1:
-        raise WrongArgument(f"--trials {trials} must be at least 1")
-    if config.train.variant == "none":
-        raise WrongArgument(
-            "train.variant is none: without distillation there is no temperature or weight to search"
-        )
-    refuse_fleeting(workspace=place)
+    check_arguments(config, trials, stage, model)
+    refuse_fleeting(workspace=place, model=model)
     workspace = open_workspace(place, config.method)
+    frozen = frozen_model(config, model) if stage == "features" else None
     with ray_cluster(config.resources):
         check_tracking(nodes_in_cluster())
-        study = Study(short(config.method), fit_standardiser(workspace, config.method))
-        teach, judge = split_cases(bounded_sample(workspace, config.train.seed), config.train.batch)
-        name = f"tune {config.name}"
-        with start_run(config.method, config.tracking, name=name, manifest=workspace.manifest) as run:
-            rows = search(study, teach, judge, config, workspace, trials, run)
-            write_sweep(rows, workspace)
-            best = max(rows, key=lambda row: (row["step"], row["score"]))
-            run.log_metrics(0, {"best_score": best["score"], "trials": trials})
-            chosen = replace(
-                config,
-                train=replace(config.train, temperature=best["temperature"], weight=best["weight"]),
-                features=replace(config.features, timesteps=tuple(best["timesteps"])),
+        warn(config)
+        sample = bounded_sample(workspace, config)
+        try:
+            teach, judge = split_cases(sample, config.train.batch)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        asked = f"{stage} {trials} {model} {config.sweep}"
+        about = {"sweep_sha256": sha256(asked.encode()).hexdigest()}
+        details = {"name": f"tune {config.name}", "manifest": workspace.manifest, "about": about}
+        with start_run(config.method, config.tracking, **details, go_on=True) as run, beating(run):
+            standardiser = frozen.standardiser if frozen else fit_standardiser(workspace, config.method)
+            method = config.method if frozen else short(config.method, config.sweep)
+            study = study_of(config, method, standardiser, teach, judge, workspace, stage)
+            sweep = Sweep(config, workspace, study, run, alias)
+            best = sweep.features_alone(frozen, trials) if frozen else sweep.trained(trials, stage)
+            run.tag(best_trial=str(best.row["trial"]), best_stage=best.row["stage"], model=best.model.uri)
+    return best
+
+
+@contextmanager
+def beating(run: Run) -> Iterator[None]:
+    """Say again and again that this driver lives, so that no other takes its sweep over."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(BEAT_S):
+            with suppress(Exception):  # a tracking server that is away for a while is no reason to end
+                run.beat()
+
+    threading.Thread(target=work, name="beat", daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def check_arguments(config: RunConfig, trials: int, stage: str, model: str | None) -> None:
+    """Refuse, before anything is started, what no sweep could do. Errors: WrongArgument."""
+    if trials < 1:
+        raise WrongArgument(f"--trials {trials} must be at least 1")
+    if stage not in STAGES:
+        raise WrongArgument(f"--stage {stage} is none of: {', '.join(STAGES)}")
+    if stage != "features" and model is not None:
+        raise WrongArgument(
+            f"--model is the student of --stage features; --stage {stage} trains students of its own"
+        )
+    if stage != "features" and config.train.variant == "none":
+        raise WrongArgument(
+            "train.variant is none: without distillation there is no temperature or weight to search; "
+            "--stage features searches what needs no training"
+        )
+    try:
+        config.train.micro_batch(config.sweep.workers_per_trial)
+    except ValueError as error:
+        raise WrongArgument(f"sweep.workers_per_trial {config.sweep.workers_per_trial}: {error}") from error
+
+
+def frozen_model(config: RunConfig, model: str | None) -> Model:
+    """The model whose features are searched. Errors: WrongArgument where these settings are not its own."""
+    address = model or f"models:/{config.tracking.model}@{config.tracking.alias}"
+    found = Model.load(fetch_model(address).path)
+    for section in ("student", "patches", "teacher"):
+        if getattr(found.config, section) != getattr(config, section):
+            raise WrongArgument(
+                f"{address} was trained with recipe {found.config.name} and another {section} than these settings: "
+                "give its own --recipe, and what was changed of it"
             )
-            return Best(best, train(chosen, place, alias=alias, parent=run))
+    return found
 
 
-def short(config: Config) -> Config:
-    """The same distillation in a quarter of the steps, its warm-up as early in proportion."""
+def warn(config: RunConfig) -> None:
+    """Say what the winner will not change, and how far the criterion can be trusted."""
+    doubt = in_doubt(config.sweep.criterion, judged_modes(config.method))
+    if doubt:
+        print(f"warning: {doubt}", file=sys.stderr)
+    if config.mixture.mode not in SEEING:
+        print(
+            f"warning: mixture.mode {config.mixture.mode} does not look at the student's features. The sweep is judged "
+            f"by the modes that do ({' and '.join(SEEING)}); the model keeps its mode, so that its labels change only "
+            "where you choose one of these, for example with --set mixture.mode=anchored_distilled",
+            file=sys.stderr,
+        )
+
+
+def short(config: Config, sweep: SweepConfig) -> Config:
+    """The same distillation in a share of the steps, its warm-up as early in proportion."""
     train = config.train
-    steps = max(RUNGS, int(train.steps * SHORT))
+    steps = max(sweep.rungs, int(train.steps * sweep.share))
     start, end = (int(step * steps / train.steps) for step in train.warmup)
     lr_warmup = int(train.lr_warmup * steps / train.steps)
     return replace(config, train=replace(train, steps=steps, warmup=(start, end), lr_warmup=lr_warmup))
 
 
-def timestep_sets(config: Config) -> list[tuple[int, ...]]:
-    """Where in the noise the finished student may be asked; this costs no training."""
-    last = config.student.timesteps
-    shares = ((0.04,), (0.2,), (0.4,), (0.04, 0.2))
-    return list(
-        dict.fromkeys([config.features.timesteps, *(tuple(int(s * last) for s in some) for some in shares)])
-    )
-
-
-def bounded_sample(workspace: Workspace, seed: int) -> Arrays:
-    """At most `MOST_PATCHES` patches of all cases, ordered by case and corner."""
-    arrays = workspace.sample(list(dict.fromkeys(TRAIN_COLUMNS + CELL_COLUMNS)), MOST_PATCHES, seed)
-    order = np.lexsort((arrays["x0"], arrays["y0"], arrays["z0"], arrays["case_id"].astype(str)))
+def bounded_sample(workspace: Workspace, config: RunConfig) -> Columns:
+    """Patches of all cases, bounded, ordered by case and corner; trials share one copy in Ray's object store."""
+    columns = list(dict.fromkeys(TRAIN_COLUMNS + CELL_COLUMNS))
+    arrays = workspace.sample(columns, config.sweep.patches, config.train.seed)
+    keys = (arrays["x0"], arrays["y0"], arrays["z0"], arrays["case_id"].astype(str))
+    order = sorted(range(len(keys[0])), key=lambda i: tuple(key[i] for key in reversed(keys)))
     return {name: column[order] for name, column in arrays.items()}
 
 
-def split_cases(patches: Arrays, batch: int) -> tuple[Arrays, Arrays]:
-    """The patches of three quarters of the cases to learn from, those of the rest to judge on."""
-    cases = sorted(set(patches["case_id"]), key=lambda case: seed_of(0, case))
-    if len(cases) < 2:
-        raise UserError("a sweep needs patches of at least two cases, one to learn from and one to judge on")
-    judges = np.isin(patches["case_id"].astype(str), cases[::HELD_OUT])
-    teach, judge = ({k: v[rows] for k, v in patches.items()} for rows in (~judges, judges))
-    if min(len(teach["hu"]), len(judge["hu"])) < batch:
-        raise UserError(
-            f"too few patches to fill a batch of {batch} on both sides of a sweep: prepare more cases"
+def study_of(
+    config: RunConfig,
+    method: Config,
+    standardiser: Standardiser,
+    teach: Columns,
+    judge: Columns,
+    workspace: Workspace,
+    stage: str,
+) -> Study:
+    """What every trial is told."""
+    workers = trial_workers(config)
+    cases = pq.read_table(pa.BufferReader(workspace.store.read("cases.parquet") or b""), columns=["lung_ml"])
+    return Study(
+        method,
+        standardiser,
+        config.sweep,
+        ray.put(teach),
+        ray.put(judge),
+        inner=stage == "both",
+        tiles=usual_tiles(cases["lung_ml"].to_numpy(), method),
+        cpus=workers.cpus,
+        gpus=workers.gpus,
+    )
+
+
+def trial_workers(config: RunConfig) -> Workers:
+    """What each process of a trial gets: the sweep's own share, or a worker's; no GPU where there are none."""
+    asked: ResourceConfig = config.resources
+    workers = case_workers(asked)
+    cpus = config.sweep.cpus_per_trial or workers.cpus
+    # A recipe's share of a GPU is for clusters that have some.
+    gpus = (
+        workers.gpus
+        if config.sweep.gpus_per_trial is None or not workers.gpus
+        else config.sweep.gpus_per_trial
+    )
+    return replace(workers, cpus=cpus, gpus=gpus)
+
+
+def trial_resources(workers: Workers, processes: int = 1) -> ray_tune.PlacementGroupFactory:
+    """What a trial gets: a share for each of its processes, on the nodes that workers may run on."""
+    bundles = [{"CPU": workers.cpus, "GPU": workers.gpus}] * processes
+    labels = {"bundle_label_selector": [workers.label_selector] * processes} if workers.nodes else {}
+    return ray_tune.PlacementGroupFactory(bundles, **labels)  # type: ignore[arg-type]
+
+
+def space_of(config: Config) -> tuple[dict[str, BaseDistribution], Settings]:
+    """Where the trained settings are searched, around the recipe's own, and these."""
+    train, embedding = config.train, config.student.embedding
+    heads = train.lr if train.lr_heads is None else train.lr_heads
+
+    def around(value: float, times: float) -> FloatDistribution:
+        return FloatDistribution(value / times, value * times, log=True)
+
+    space: dict[str, BaseDistribution] = {
+        "temperature": FloatDistribution(min(0.02, train.temperature), max(0.5, train.temperature), log=True),
+        "weight": FloatDistribution(min(0.1, train.weight), max(1.0, train.weight)),
+        "embedding": CategoricalDistribution([embedding // 2, embedding, embedding * 2]),
+        "lr": around(train.lr, 4),
+        "lr_heads": around(heads, 4),
+    }
+    own = {"temperature": train.temperature, "weight": train.weight, "embedding": embedding}
+    return space, own | {"lr": train.lr, "lr_heads": heads}
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One sweep on its way: what it is asked, and where it writes."""
+
+    config: RunConfig
+    workspace: Workspace
+    study: Study
+    run: Run
+    alias: str
+
+    def trained(self, trials: int, stage: str) -> Best:
+        """Trials of short trainings; the best settings trained in full, and with `both` its features searched."""
+        rows = search(self.study, self.config, self.workspace, trials, self.run)
+        best = mark_best(rows)
+        won = dict(best)
+        self.write(rows)
+        chosen = put_into(self.config, best)
+        method = Config(**{name: getattr(chosen, name) for name in Config.__dataclass_fields__})
+        if stage == "train":
+            return Best(best, train(chosen, self.workspace.store.root, alias=self.alias, parent=self.run))
+
+        def choose(student: Student, standardiser: Standardiser) -> Config:
+            found = self.features(student, method, self.config.sweep.settings)
+            won.update(mark_best(found)["setting"].row())
+            self.write(rows + found)
+            return setting_of(found).put_into(method)
+
+        model = train(chosen, self.workspace.store.root, alias=self.alias, parent=self.run, choose=choose)
+        return Best(won, model)
+
+    def features_alone(self, frozen: Model, settings: int) -> Best:
+        """The features of a student that is there already; the mixture fitted anew with the best."""
+        rows = self.features(frozen.student, self.config.method, settings)
+        best = mark_best(rows)
+        self.write(rows)
+        method = best["setting"].put_into(self.config.method)
+        info = frozen.info | {"sweep": self.run.id}
+        workers = train_workers(self.config.resources)
+        model, _ = fitted(method, frozen.student.cpu(), frozen.standardiser, self.workspace, workers, info)
+        version = publish(model, self.run, self.config, self.alias, {"sweep": self.run.id})
+        return Best(best, TrainedModel(version.version, version.uri, self.run.id, {"score": best["score"]}))
+
+    def features(self, student: Student, method: Config, count: int) -> list[Row]:
+        """A row for each setting, judged by one worker; a child of the sweep's run holds the curve."""
+        known = self.run.children(sweep_part="features").get("features")
+        child = (
+            Run(self.run.experiment_id, known)
+            if known
+            else open_run(method, self.config.tracking, name="features", parent=self.run)
         )
-    return teach, judge
+        child.tag(sweep_part="features")
+        rows: list[Row] = []
+        logged = child.last_step("score") if known else -1
+        for number, (one, scan_s) in enumerate(self._judgements(student, method, count)):
+            rows.append(feature_row(one, number, scan_s, self.config.sweep.criterion, self.run.id, child.id))
+            best = max(rows, key=lambda row: row["score"])
+            print_setting(number, count, rows[-1], best)
+            if number > logged:
+                child.log_metrics(number, {"score": one.score, "best_score": best["score"]})
+        child.end("FINISHED")
+        return rows
+
+    def _judgements(self, student: Student, method: Config, count: int) -> Iterator[tuple[Judgement, float]]:
+        workers = trial_workers(self.config)
+        if not workers.gpus:  # one process does it, and this one has imported all that it needs
+            yield from searched(self.study, student, method, count)
+            return
+        task: Any = ray.remote(searched).options(
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus,
+            label_selector=workers.label_selector,
+            num_returns="streaming",
+        )
+        for answer in task.remote(self.study, student.cpu(), method, count):
+            yield ray.get(answer)
+
+    def write(self, rows: list[Row]) -> None:
+        """`sweep.parquet`, a row a trial, and `sweep.html`, whole or not at all; the page lies with the run too."""
+        table = pa.Table.from_pylist(
+            [{k: v for k, v in row.items() if k != "setting"} for row in rows], schema=SWEEP
+        )
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.workspace.store.write("sweep.parquet", sink.getvalue().to_pybytes())
+        doubt = in_doubt(self.config.sweep.criterion, judged_modes(self.config.method))
+        page = sweep_page(
+            table.to_pylist(),
+            title=f"Sweep of recipe {self.config.name}",
+            about={"note": doubt, "run": self.run.id},
+        )
+        self.workspace.store.write("sweep.html", page)
+        self.run.log_text("sweep.html", page)
+        self.run.log_metrics(
+            0, {"best_score": max(r["score"] for r in rows if r["score"] is not None), "trials": len(rows)}
+        )
 
 
-def search(
-    study: Study, teach: Arrays, judge: Arrays, config: RunConfig, workspace: Workspace, trials: int, run: Run
-) -> list[Row]:
-    """Every row that the trials reported. The recipe's own settings are the first trial."""
+def mark_best(rows: list[Row]) -> Row:
+    """The highest score among those that went furthest; of equals the first. Marked in its row."""
+    furthest = max((row["rung"] for row in rows if row["score"] is not None), default=None)
+    if furthest is None:
+        reasons = (
+            "; ".join(dict.fromkeys(row["reason"] for row in rows if row["reason"])) or "none was judged"
+        )
+        raise UserError(f"no trial came to an end: {reasons}")
+    best = max((row for row in rows if row["rung"] == furthest), key=lambda row: row["score"])
+    best["best"] = True
+    return best
+
+
+def setting_of(rows: list[Row]) -> Setting:
+    """The setting of the features in the row that was marked."""
+    return next(row["setting"] for row in rows if row["best"])
+
+
+def feature_row(one: Judgement, number: int, scan_s: float, criterion: str, sweep: str, run_id: str) -> Row:
+    """A row of the sweep's table for one setting of the features."""
+    return {
+        "sweep": sweep,
+        "stage": "features",
+        "trial": number,
+        "run_id": run_id,
+        "status": "finished",
+        "reason": "",
+        "best": False,
+        "rung": 1,
+        "step": 0,
+        "criterion": criterion,
+        "score": one.score,
+        "scores": [one.score],
+        "scan_seconds": scan_s,
+        "setting": one.setting,
+        **one.setting.row(),
+    }
+
+
+def search(study: Study, config: RunConfig, workspace: Workspace, trials: int, run: Run) -> list[Row]:
+    """A row for each trial. The recipe's own settings are the first; a sweep that was begun goes on."""
     keep_from_trials()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new output prints a box even at verbose=0
-    own = {"temperature": config.train.temperature, "weight": config.train.weight}
-    space = {"temperature": ray_tune.loguniform(0.03, 0.3), "weight": ray_tune.uniform(0.1, 1.0)}
-    workers = case_workers(config.resources)
+    # Each checkpoint of a trial is noted down at once: that is what a killed sweep goes on from, and no excess.
+    os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
+    # That a tracking server took a second is no advice to whoever follows the table.
+    logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
+    workers = trial_workers(config)
     diary = Diary(study.config, config, run, trials)
-    trainable = ray_tune.with_parameters(trial, study=study, teach=teach, judge=judge)
-    tuner = ray_tune.Tuner(
-        ray_tune.with_resources(trainable, trial_resources(workers)),
-        param_space=space,
-        tune_config=ray_tune.TuneConfig(
+    trainable = ray_tune.with_resources(
+        ray_tune.with_parameters(trial, study=study),
+        trial_resources(workers, config.sweep.workers_per_trial),
+    )
+    folder = config.storage.checkpoints or workspace.store.path("checkpoints")
+    place = f"{folder}/{run.id}"
+    run_config = ray_tune.RunConfig(
+        name=run.id,
+        storage_path=folder,
+        callbacks=[diary],
+        verbose=0,
+        failure_config=ray_tune.FailureConfig(max_failures=TRIAL_FAILURES),
+        checkpoint_config=ray_tune.CheckpointConfig(num_to_keep=1),
+    )
+    if ray_tune.Tuner.can_restore(place):
+        tuner = ray_tune.Tuner.restore(place, trainable, resume_errored=True)
+    else:
+        tuner = ray_tune.Tuner(trainable, tune_config=order_of(config, trials), run_config=run_config)
+    print(HEAD, file=sys.stderr)
+    results = tuner.fit()
+    return sorted((diary.row(results[i]) for i in range(len(results))), key=lambda row: row["trial"])
+
+
+def order_of(config: RunConfig, trials: int) -> ray_tune.TuneConfig:
+    """Which trial comes when, and which may go on."""
+    sweep = config.sweep
+    space, own = space_of(config.method)
+    generation = sweep.max_concurrent_trials
+    search = Suggestions(space, own, generation, trials, config.train.seed, waits=sweep.reproducible)
+    scheduler: Any = Rungs(sweep.rungs, sweep.reduction, generation, trials)
+    if not sweep.reproducible:
+        scheduler = ASHAScheduler(
+            time_attr="rung",
             metric="score",
             mode="max",
-            num_samples=trials,
-            max_concurrent_trials=min(trials, workers.count),
-            search_alg=OptunaSearch(points_to_evaluate=[own], seed=config.train.seed),
-            scheduler=ASHAScheduler(time_attr="rung", max_t=RUNGS, grace_period=1, reduction_factor=2),
-        ),
-        run_config=ray_tune.RunConfig(
-            name=run.id,
-            storage_path=config.storage.checkpoints or workspace.store.path("checkpoints"),
-            callbacks=[diary],
-            verbose=0,
-        ),
-    )
-    results = tuner.fit()
-    if not diary.rows:
-        reasons = "; ".join(str(error).strip().splitlines()[-1] for error in results.errors)
-        raise UserError(f"no trial came to an end: {reasons}")
-    return diary.rows
-
-
-def trial_resources(workers: Workers) -> ray_tune.PlacementGroupFactory:
-    """What a trial gets: a worker's share, on the nodes that workers may run on."""
-    labels = {"bundle_label_selector": [workers.label_selector]} if workers.nodes else {}
-    return ray_tune.PlacementGroupFactory([{"CPU": workers.cpus, "GPU": workers.gpus}], **labels)  # type: ignore[arg-type]
-
-
-def trial(settings: Row, study: Study, teach: Arrays, judge: Arrays) -> None:
-    """Train a student for a short while in this process, and report what the held-out cases say of it."""
-    began = time.perf_counter()
-    import_network()
-    config = replace(study.config, train=replace(study.config.train, **settings))
-    run = Distillation(config.student, config.train, study.standardiser)
-    rungs = {config.train.steps * (i + 1) // RUNGS: i + 1 for i in range(RUNGS)}
-    for step, _ in distill(run, shuffled(teach, config.train)):
-        if step not in rungs:
-            continue
-        found = retrieval(run, judge)
-        by_timesteps = {
-            timesteps: separation(
-                run.ema, judge, replace(config.features, timesteps=timesteps), config.tissue
-            )
-            for timesteps in timestep_sets(config)
-        }
-        timesteps = max(by_timesteps, key=lambda key: by_timesteps[key])
-        silhouette = by_timesteps[timesteps]
-        ray_tune.report(
-            {
-                "rung": rungs[step],
-                "step": step,
-                "retrieval": found,
-                "silhouette": silhouette,
-                "score": (found + (silhouette + 1) / 2) / 2,
-                "timesteps": list(timesteps),
-                "seconds": time.perf_counter() - began,
-            }
+            max_t=sweep.rungs,
+            grace_period=1,
+            reduction_factor=sweep.reduction,
         )
+    return ray_tune.TuneConfig(num_samples=trials, search_alg=search, scheduler=scheduler, reuse_actors=True)
 
 
-def shuffled(patches: Arrays, train: TrainConfig) -> Iterator[Batch]:
-    """Micro-batches without end, each epoch in an order of its own."""
-    micro, epoch = train.micro_batch(1), 0
-    while True:
-        order = np.random.default_rng((train.seed, epoch)).permutation(len(patches["hu"]))
-        for start in range(0, len(order) - micro + 1, micro):
-            yield as_batch(patches, order[start : start + micro])
-        epoch += 1
-
-
-def as_batch(patches: Arrays, rows: np.ndarray) -> Batch:
-    """Some rows as tensors."""
-    return {name: torch.from_numpy(patches[name][rows]) for name in TRAIN_COLUMNS}
-
-
-@torch.no_grad()
-def retrieval(run: Distillation, judge: Arrays) -> float:
-    """Share of held-out positions that find their own descriptor first among those of their batch."""
-    order = np.random.default_rng(run.config.seed).permutation(len(judge["hu"]))
-    micro, found = run.config.micro_batch(1), []
-    for i, start in enumerate(range(0, len(order) - micro + 1, micro)):
-        if i == JUDGED_BATCHES:
-            break
-        batch = prepare_batch(as_batch(judge, order[start : start + micro]), run)
-        draw = draw_randomness(batch, run, True, 0, i, JUDGED_BATCHES)
-        found.append(distillation_loss(run.network, batch, draw, run, 1.0)[1]["retrieval"])
-    return float(np.mean(found))
-
-
-def separation(student: Student, judge: Arrays, features: FeatureConfig, tissue: TissueConfig) -> float:
-    """Silhouette (-1 to 1) of the tissues that the physical rule is sure of, in the student's features."""
-    cells = CellTable.from_arrow(
-        sample_cells(student, {name: judge[name] for name in CELL_COLUMNS}, features)
-    )
-    logit = anchor_log_likelihood(cells.evidence, cells.reference, tissue) + np.log(prior())
-    likely = np.exp(logit - logit.max(axis=1, keepdims=True))
-    likely /= likely.sum(axis=1, keepdims=True)
-    named_as, sure = likely.argmax(axis=1), likely.max(axis=1) > SURE
-    several = np.isin(named_as, np.flatnonzero(np.bincount(named_as[sure], minlength=likely.shape[1]) > 1))
-    rows = np.flatnonzero(sure & several)
-    if len(np.unique(named_as[rows])) < 2:
-        return 0.0
-    rows = np.random.default_rng(features.seed).permutation(rows)[:JUDGED_CELLS]
-    x = cells.features[rows]
-    x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-6)
-    return float(silhouette_score(x, named_as[rows])) if len(np.unique(named_as[rows])) > 1 else 0.0
+HEAD = (
+    f"{'trial':>7}  {'rung':>5}  {'temperature':>11} {'weight':>7} {'size':>5} {'lr':>9} {'lr heads':>9}  "
+    f"{'score':>7}  best so far"
+)
 
 
 class Diary(ray_tune.Callback):
-    """On the driver: a nested MLflow run for each trial, a row for each report, a line for each trial that ends."""
+    """On the driver: a nested MLflow run for each trial, its criterion over time, a line for each judgement."""
 
     def __init__(self, method: Config, config: RunConfig, parent: Run, trials: int) -> None:
         self.method, self.config, self.parent, self.trials = method, config, parent, trials
-        self.rows: list[Row] = []
         self.runs: dict[str, Run] = {}
-        self.ended = 0
+        self.best = (float("-inf"), 0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Tune keeps for a restored sweep; the runs of its trials are asked for anew."""
+        return self.__dict__ | {"runs": {}}
+
+    def get_state(self) -> dict[str, Any]:
+        """What a restored sweep goes on telling."""
+        return {"best": list(self.best)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """The best that an earlier driver knew."""
+        self.best = (state["best"][0], state["best"][1])
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Row, **info: Any) -> None:
         """A trial has reached a rung."""
-        run = self._run(trial)
-        row: Row = {name: result.get(name) for name in SWEEP.names if name not in ("trial", "run_id")}
-        self.rows.append(row | trial.config | {"trial": trial.trial_id, "run_id": run.id})
-        run.log_metrics(
-            row["step"], {key: row[key] for key in ("retrieval", "silhouette", "score", "seconds")}
+        number, run = trial.config[NUMBER], self._run(trial.config)
+        self.best = max(self.best, (result["score"], -number))
+        self.say(
+            number, trial.config, f"{result['rung']}/{self.config.sweep.rungs}", f"{result['score']:7.4f}"
         )
-        run.tag(timesteps=str(tuple(row["timesteps"])))
+        run.log_metrics(result["step"], {key: result[key] for key in ("score", "scan_seconds", "seconds")})
+        run.tag(**{key: str(value) for key, value in result["setting"].items()})
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has run to its end or was stopped early."""
-        self._end(trial, "FINISHED")
-        last = next(row for row in reversed(self.rows) if row["trial"] == trial.trial_id)
+        result = trial.last_result or {}
+        stopped = result.get("rung", 0) < self.config.sweep.rungs
+        run = self._run(trial.config)
+        run.tag(sweep_status="stopped" if stopped else "finished")
+        run.end("FINISHED")
+        if stopped:
+            self.say(trial.config[NUMBER], trial.config, "", "stopped")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has failed; the others go on."""
+        self._run(trial.config).end("FAILED")
+        self.say(trial.config[NUMBER], trial.config, "", "failed")
+
+    def say(self, number: int, settings: Settings, rung: str, score: str) -> None:
+        """A line of the table that a person follows."""
+        s = settings
+        best = f"{self.best[0]:.4f} (trial {1 - self.best[1]})" if self.best[0] > float("-inf") else ""
         print(
-            f"trial {self.ended}/{self.trials}: temperature {last['temperature']:.3g}, weight {last['weight']:.3g}: "
-            f"score {last['score']:.3f} after {last['step']} steps",
+            f"{number + 1:>3}/{self.trials:<3}  {rung:>5}  {s['temperature']:>11.3g} {s['weight']:>7.3g} "
+            f"{s['embedding']:>5} {s['lr']:>9.2e} {s['lr_heads']:>9.2e}  {score:>7}  {best}",
             file=sys.stderr,
             flush=True,
         )
 
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has failed; the others go on."""
-        self._end(trial, "FAILED")
-        print(f"trial {self.ended}/{self.trials} failed", file=sys.stderr, flush=True)
+    def row(self, result: Any) -> Row:
+        """A trial's row of the sweep's table."""
+        settings, metrics = result.config, result.metrics or {}
+        rung = metrics.get("rung", 0)
+        status = "failed" if result.error else "finished" if rung == self.config.sweep.rungs else "stopped"
+        reason = str(result.error).strip().splitlines()[-1] if result.error else ""
+        row: Row = {
+            name: metrics.get(name) for name in ("rung", "step", "score", "scores", "scan_seconds", "seconds")
+        }
+        row |= {
+            "sweep": self.parent.id,
+            "stage": "train",
+            "trial": settings[NUMBER],
+            "run_id": self._run(settings).id,
+            "status": status,
+            "reason": reason,
+            "best": False,
+            "criterion": self.config.sweep.criterion,
+            **{name: settings[name] for name in PARAMETERS},
+        }
+        if metrics.get("setting"):
+            setting = Setting(**metrics["setting"] | {"timesteps": tuple(metrics["setting"]["timesteps"])})
+            row |= setting.row()
+        return row
 
-    def _run(self, trial: Any) -> Run:
-        if trial.trial_id not in self.runs:
-            settings = replace(self.method, train=replace(self.method.train, **trial.config))
-            name = f"trial {len(self.runs) + 1}"
-            self.runs[trial.trial_id] = open_run(
-                settings, self.config.tracking, name=name, parent=self.parent
-            )
-        return self.runs[trial.trial_id]
-
-    def _end(self, trial: Any, status: str) -> None:
-        self._run(trial).end(status)
-        self.ended += 1
+    def _run(self, settings: Settings) -> Run:
+        if not self.runs:
+            known = self.parent.children(sweep_part="trial")
+            self.runs = {name: Run(self.parent.experiment_id, one) for name, one in known.items()}
+        name = f"trial {settings[NUMBER] + 1}"
+        if name not in self.runs:
+            config = put_into(self.method, settings)
+            self.runs[name] = open_run(config, self.config.tracking, name=name, parent=self.parent)
+            self.runs[name].tag(sweep_part="trial")
+        return self.runs[name]
 
 
-def write_sweep(rows: list[Row], workspace: Workspace) -> None:
-    """`sweep.parquet`, a row for each judgement, whole or not at all."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SWEEP), sink)
-    workspace.store.write("sweep.parquet", sink.getvalue().to_pybytes())
+def print_setting(number: int, count: int, row: Row, best: Row) -> None:
+    """A line now and then, and where a better setting was found."""
+    if number == 0:
+        print(
+            f"{'setting':>9}  {'timesteps':>14} {'combined':>11} {'K':>3} {'covariance':>10} {'Potts':>5}  best, * new",
+            file=sys.stderr,
+        )
+    if row is best or number + 1 == count or (number + 1) % max(1, count // 10) == 0:
+        print(
+            f"{number + 1:>4}/{count:<4}  {best['timesteps']:>14} {best['combine']:>11} {best['clusters']:>3} "
+            f"{best['covariance']:>10} {best['potts']:>5g}  {best['score']:.4f}{' *' if row is best else ''}",
+            file=sys.stderr,
+            flush=True,
+        )

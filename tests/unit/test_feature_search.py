@@ -1,0 +1,188 @@
+"""A frozen student is asked once a timestep; every setting after that is what the product would do with it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from made_model import to_numpy
+
+from diffseglung import feature_search
+from diffseglung.config import Config, recipe
+from diffseglung.criteria import CRITERIA
+from diffseglung.feature_search import (
+    SEEING,
+    Columns,
+    Judge,
+    Seen,
+    Setting,
+    best_of,
+    judged_modes,
+    look,
+    search_features,
+    split_cases,
+    timestep_pool,
+    timestep_sets,
+)
+from diffseglung.features import encode, sample_cells
+from diffseglung.mixture import CellTable
+from diffseglung.prepare import prepare_case
+from diffseglung.schemas import CELL_KEY
+from diffseglung.student import Student
+from diffseglung.teacher import Standardiser
+from diffseglung.volume import read_volume
+
+CONFIG = recipe("smoke")
+PLAIN = Setting((5,), "concatenate", 5, "full", 2.0)
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student(CONFIG.student).eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def patches(cohort: Path) -> tuple[Columns, Columns]:
+    """Of two phantoms, one to learn from and one to judge on."""
+    found = []
+    for case in ("phantom-0000", "phantom-0001"):
+        table = prepare_case(case, read_volume(cohort.parent / "images" / f"{case}.nii.gz"), CONFIG)
+        found.append({name: to_numpy(table[name]) for name in table.column_names})
+    return found[0], found[1]
+
+
+@pytest.fixture(scope="module")
+def standardiser(patches: tuple[Columns, Columns]) -> Standardiser:
+    return Standardiser.fit(patches[0]["teacher_local"])
+
+
+@pytest.fixture(scope="module")
+def seen(student: Student, patches: tuple[Columns, Columns], standardiser: Standardiser) -> Seen:
+    return look(student, *patches, CONFIG, standardiser)
+
+
+@pytest.mark.parametrize("combine", ["concatenate", "average"])
+def test_columns_of_what_was_seen_are_what_the_product_would_extract(
+    student: Student, patches: tuple[Columns, Columns], seen: Seen, combine: str
+) -> None:
+    setting = replace(PLAIN, timesteps=(5, 10), combine=combine)
+    features = setting.put_into(CONFIG).features
+    table = sample_cells(student, patches[0], features).sort_by([(name, "ascending") for name in CELL_KEY])
+    there = CellTable.from_arrow(table)
+    fitted, judged, redrawn = seen.columns(setting)
+    np.testing.assert_array_equal(there.descriptors, seen.fit.descriptors)
+    # Not to the bit: a convolution's last bits depend on how many patches it is given at once.
+    np.testing.assert_allclose(there.features, fitted, atol=1e-4)
+    assert judged.shape == redrawn.shape == (len(seen.judge.evidence), fitted.shape[1])
+    assert not np.allclose(judged, redrawn, atol=1e-3)
+
+
+def test_averaged_timesteps_are_as_wide_as_one(student: Student, patches: tuple[Columns, Columns]) -> None:
+    some = {name: patches[0][name][:2] for name in ("hu", "lungs")}
+    noise = torch.randn(some["hu"].shape, generator=torch.Generator().manual_seed(0))
+    one, two, both = (
+        encode(
+            student,
+            some["hu"],
+            some["lungs"],
+            noise,
+            replace(CONFIG.features, timesteps=t, combine="average"),
+        )
+        for t in ((5,), (10,), (5, 10))
+    )
+    np.testing.assert_allclose(both, (one + two) / 2, atol=1e-6)
+
+
+def test_judging_cells_know_their_neighbours_and_not_those_of_other_patches(seen: Seen) -> None:
+    evidence = np.zeros((*seen.grid, 8), np.float32)
+    evidence.reshape(-1, 8)[seen.place] = seen.judge.evidence
+    inside = evidence[..., 6] > 0
+    assert inside.sum() == len(seen.place) == len(seen.judge.evidence)
+    depth = CONFIG.patches.size_vox[0] // CONFIG.patches.cell_vox[0]
+    assert not inside[depth :: depth + 1].any(), "an empty layer lies between patches"
+
+
+def test_a_setting_is_found_in_the_config_that_it_was_put_into() -> None:
+    setting = Setting((5, 20), "average", 8, "diag", 0.0)
+    assert Setting.of(setting.put_into(CONFIG)) == setting
+    assert setting.row()["timesteps"] == "5+20"
+
+
+def test_every_set_of_timesteps_can_be_asked_of_the_student() -> None:
+    for config in (CONFIG, recipe("demo"), recipe("paper")):
+        sets = timestep_sets(config)
+        assert config.features.timesteps in sets
+        assert len(set(sets)) == len(sets) > 40
+        for some in sets:
+            replace(
+                config, features=replace(config.features, timesteps=some)
+            )  # refuses what it cannot be asked
+            assert set(some) <= set(timestep_pool(config))
+
+
+def test_settings_are_judged_by_the_modes_that_look_at_the_student() -> None:
+    def with_mode(mode: str) -> Config:
+        return replace(CONFIG, mixture=replace(CONFIG.mixture, mode=mode))
+
+    assert judged_modes(with_mode("anchored")) == judged_modes(with_mode("rule")) == SEEING
+    assert judged_modes(with_mode("published")) == ("published",)
+
+
+@pytest.mark.parametrize("setting", [PLAIN, Setting((5, 20), "average", 8, "tied", 0.0)])
+def test_every_criterion_can_be_had_of_every_mode(
+    seen: Seen, standardiser: Standardiser, setting: Setting
+) -> None:
+    asks = Judge(seen, CONFIG, standardiser)
+    found = asks.scores(setting, list(CRITERIA))
+    assert set(found) == set(SEEING)
+    for scores in found.values():
+        assert set(scores) == set(CRITERIA)
+        assert np.isfinite(list(scores.values())).all()
+    again = Judge(seen, CONFIG, standardiser).score(setting, "hu_purity")
+    assert again == pytest.approx(np.mean([found[mode]["hu_purity"] for mode in SEEING]))
+
+
+def test_what_was_judged_is_not_judged_again(
+    seen: Seen, standardiser: Standardiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = Judge(seen, CONFIG, standardiser)
+    first = asks.score(PLAIN, "hu_purity")
+    monkeypatch.setattr(feature_search, "fit_cells", None)
+    assert asks.score(PLAIN, "hu_purity") == first
+
+
+def liked(setting: Setting) -> float:
+    """A score with one best setting."""
+    return (setting.combine == "average") + (setting.covariance == "diag") - abs(setting.clusters - 6)
+
+
+def test_a_search_starts_with_the_recipe_and_finds_what_is_liked_the_same_way_twice() -> None:
+    found, again = (list(search_features(liked, CONFIG, 60, seed=3)) for _ in range(2))
+    assert found == again
+    assert found[0].setting == Setting.of(CONFIG)
+    assert len(found) == 60
+    best = best_of(found)
+    assert (best.setting.combine, best.setting.covariance, best.setting.clusters) == ("average", "diag", 6)
+
+
+def test_of_equals_the_first_wins() -> None:
+    found = list(search_features(lambda setting: 1.0, CONFIG, 5, seed=0))
+    assert best_of(found) is found[0]
+
+
+def test_no_case_both_teaches_and_judges() -> None:
+    cases = np.repeat([f"case-{i}" for i in range(8)], 6)
+    teach, judge = split_cases({"case_id": cases, "hu": np.arange(len(cases))}, fewest=4)
+    assert not set(teach["case_id"]) & set(judge["case_id"])
+    assert sorted({*teach["hu"], *judge["hu"]}) == list(range(len(cases)))
+    assert len(judge["hu"]) == 12
+
+
+@pytest.mark.parametrize(
+    ("cases", "words"), [(["a"] * 9, "at least two cases"), (["a", "b"], "too few patches")]
+)
+def test_what_is_too_little_for_a_sweep_is_refused_in_words(cases: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        split_cases({"case_id": np.array(cases), "hu": np.arange(len(cases))}, fewest=4)
