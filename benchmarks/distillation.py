@@ -41,7 +41,7 @@ from diffseglung.patches import PatchConfig, Scan, cell_share, regrid, to_scan
 from diffseglung.phantom import write_cohort
 from diffseglung.prepare import prepare_case
 from diffseglung.schemas import cells_schema
-from diffseglung.segment import Observation, Stopwatch, decide, enclosed_air
+from diffseglung.segment import Observation, Stopwatch, decide, enclosed_air, hilar_vessels
 from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
@@ -99,6 +99,7 @@ class Patient:
     anatomy: Anatomy
     scan: Scan
     cavities: np.ndarray
+    hilar: np.ndarray
     cells: Cells
     truth: np.ndarray
     tissue: np.ndarray
@@ -133,7 +134,9 @@ def look(image: str, truth: str, patches: PatchConfig, stride_vox: int) -> Patie
     shares = np.stack([cell_share(on_scan == tissue, patches.cell_vox) for tissue in TISSUES])
     tissue = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
     cells = describe_cells(scan, patches, config.teacher)
-    return Patient(volume, anatomy, scan, enclosed_air(volume, anatomy, config), cells, labels, tissue)
+    cavities = enclosed_air(volume, anatomy, config)
+    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
+    return Patient(volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
 
 
 def cut_patches(case_id: str, image: str, patches: PatchConfig, student: StudentConfig) -> Columns:
@@ -319,7 +322,7 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     model = Model(config, student, standardiser, mixture)
     scores: dict[str, list[list[float]]] = {mode: [] for mode in modes}
     for p, f in zip(cohorts.patients["test"], seen["test"], strict=True):
-        known = Observation(p.volume, p.anatomy, p.scan, p.cavities, p.cells, f, Stopwatch())
+        known = Observation(p.volume, p.anatomy, p.scan, p.cavities, p.hilar, p.cells, f, Stopwatch())
         for mode in modes:
             scores[mode].append(dice(p.truth, decide(known, model, mode).labels))
     found |= {f"dice/{mode}": diseases(rows) for mode, rows in scores.items()}
