@@ -29,6 +29,8 @@ WRONG = [
     ("segment", ["--cohort", "COHORT", "--model", "models:/nobody@home", "--out", "o"], "nobody"),
     ("segment", ["--cohort", "COHORT", "--model", "m", "--out", "o", "--max-failed", "7"], "fraction"),
     ("evaluate", ["--cohort", ".", "--out", "o"], "holds no scan"),
+    ("evaluate", ["--real", ".", "--out", "o"], "holds no scan of which anything is known"),
+    ("evaluate", ["--real", ".", "--cohort", ".", "--out", "o"], "not allowed with argument --real"),
     ("train", ["--workspace", "nowhere"], "run jobs/prepare.py"),
     ("train", ["--workspace", "w", "--set", "train.batch=0"], "train.batch 0"),
     ("tune", ["--workspace", "nowhere", "--trials", "0"], "--trials 0"),
