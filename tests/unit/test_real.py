@@ -60,7 +60,9 @@ def test_the_auroc_counts_pairs_that_are_ranked_right() -> None:
 def test_slices_without_lung_prove_nothing() -> None:
     lungs, labels = lung(6)
     labels[2:5, 2:4, 2:12] = Tissue.GROUND_GLASS
-    labels[5, 2:5, 2:12] = Tissue.GROUND_GLASS  # a false alarm above all: half of the pairs with lung are wrong
+    labels[5, 2:5, 2:12] = (
+        Tissue.GROUND_GLASS
+    )  # a false alarm above all: half of the pairs with lung are wrong
     lungs[0], labels[0] = False, 0
     assert slice_auroc(labels, lungs, LABELS) == pytest.approx(0.5)
     lungs[1] = lungs[5] = False
@@ -108,7 +110,7 @@ def test_a_folder_of_which_nothing_is_known_is_refused_in_words(tmp_path: Path) 
 def test_slice_labels_of_another_kind_are_refused_in_words(content: str, tmp_path: Path) -> None:
     path = tmp_path / "x_slices.json"
     path.write_text(content)
-    with pytest.raises(ValueError, match="x_slices.json holds no slice labels"):
+    with pytest.raises(ValueError, match=r"x_slices\.json holds no slice labels"):
         read_slices(path)
 
 
