@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffseglung.labels import Tissue
+from diffseglung.labels import DISEASES, Tissue
 from diffseglung.scans import KINDS, file_suffix, find_scans
 from diffseglung.volume import Volume, read_labels
 
@@ -23,6 +23,7 @@ OPACITIES = (Tissue.GROUND_GLASS, Tissue.CONSOLIDATION)
 
 MEASURES: dict[str, str] = {
     "slice_auroc": "area of ground glass and consolidation ranks infected slices above the others (AUROC)",
+    "disease_auroc": "the same with the area of any disease: what is found, whatever it is called",
     "named_opacity_pct": "of what is called disease in infected slices, the share called ground glass or consolidation",
     "tumour_pct": "share of the tumour that is called disease",
     "tumour_opacity_pct": "share of the tumour that is called ground glass or consolidation",
@@ -66,7 +67,8 @@ def measure(
     """
     found: list[tuple[str, float, float]] = []
     if known.slices:
-        found.append(("slice_auroc", slice_auroc(labels, lungs, known.slices), 1.0))
+        for name, tissues in (("slice_auroc", OPACITIES), ("disease_auroc", DISEASES)):
+            found.append((name, slice_auroc(np.isin(labels, tissues), lungs, known.slices), 1.0))
         found.append(("named_opacity_pct", named_opacity_pct(labels, known.slices), 100.0))
     if known.tumour:
         inside = labels[read_labels(known.tumour, volume) > 0]
@@ -83,15 +85,15 @@ def measure(
     ]
 
 
-def slice_auroc(labels: np.ndarray, lungs: np.ndarray, infected: Sequence[int]) -> float:
-    """How well the area of ground glass and consolidation tells infected slices from the others.
+def slice_auroc(found: np.ndarray, lungs: np.ndarray, infected: Sequence[int]) -> float:
+    """How well the area of what was found tells infected slices from the others.
 
-    labels, lungs (z, y, x), z towards the head; `infected` from the feet up, evenly over the same height. Slices
+    found, lungs bool (z, y, x), z towards the head; `infected` from the feet up, evenly over the same height. Slices
     without lung are left out: nobody could be wrong there. NaN where all slices that are left are alike.
     """
     from sklearn.metrics import roc_auc_score
 
-    truth, area = np.array(infected), _per_slice(np.isin(labels, OPACITIES), len(infected))
+    truth, area = np.array(infected), _per_slice(found, len(infected))
     seen = _per_slice(lungs, len(infected)) > 0
     return float(roc_auc_score(truth[seen], area[seen])) if len(set(truth[seen])) == 2 else float("nan")
 
@@ -168,7 +170,7 @@ def _pct(chosen: np.ndarray) -> float:
 def _shown(measure: str, value: float) -> str:
     if not np.isfinite(value):
         return "-"
-    return f"{value:.3f}".removeprefix("0") if measure == "slice_auroc" else f"{value:.1f}"
+    return f"{value:.3f}".removeprefix("0") if measure.endswith("auroc") else f"{value:.1f}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -36,9 +36,17 @@ def lung(slices: int = 12) -> tuple[np.ndarray, np.ndarray]:
 def test_disease_in_the_infected_slices_alone_ranks_them_perfectly() -> None:
     lungs, labels = lung()
     labels[4:10, 2:5, 2:12] = Tissue.GROUND_GLASS  # two slices a label: labels 2 to 4
-    assert slice_auroc(labels, lungs, LABELS) == 1.0
-    assert slice_auroc(labels[::-1], lungs, LABELS) < 1.0  # upside down
-    assert slice_auroc(np.where(labels == Tissue.GROUND_GLASS, Tissue.FIBROSIS, labels), lungs, LABELS) == 0.5
+    assert slice_auroc(labels > 1, lungs, LABELS) == 1.0
+    assert slice_auroc(labels[::-1] > 1, lungs, LABELS) < 1.0  # upside down
+
+
+def test_disease_of_another_name_is_found_and_not_named() -> None:
+    lungs, labels = lung()
+    labels[4:10, 2:5, 2:12] = Tissue.FIBROSIS
+    volume = Volume.from_array(np.full(lungs.shape, -850), (2.0, 2.0, 2.0))
+    rows = measure(Known("c", Path("c.nii.gz"), slices=LABELS), "m", volume, lungs, labels)
+    values = {row["measure"]: row["value"] for row in rows}
+    assert values == {"slice_auroc": 0.5, "disease_auroc": 1.0, "named_opacity_pct": 0.0}
 
 
 @pytest.mark.parametrize("slices", [6, 8, 12, 17])
@@ -46,7 +54,7 @@ def test_labels_are_spread_over_the_height_whatever_the_slices(slices: int) -> N
     lungs, labels = lung(slices)
     inside = (np.arange(slices) + 0.5) / slices
     labels[(inside > 2.1 / 6) & (inside < 4.9 / 6), 2:6, 2:12] = Tissue.CONSOLIDATION
-    assert slice_auroc(labels, lungs, LABELS) == 1.0
+    assert slice_auroc(labels > 1, lungs, LABELS) == 1.0
     assert named_opacity_pct(labels, LABELS) == 100
 
 
@@ -54,7 +62,7 @@ def test_the_auroc_counts_pairs_that_are_ranked_right() -> None:
     lungs, labels = lung(6)
     for z, rows in enumerate((1, 3, 2, 4, 5, 0)):  # infected: 2 3 4; of 9 pairs only 3 over 2 is wrong
         labels[z, 2 : 2 + rows, 2:12] = Tissue.GROUND_GLASS
-    assert slice_auroc(labels, lungs, LABELS) == pytest.approx(8 / 9)
+    assert slice_auroc(labels > 1, lungs, LABELS) == pytest.approx(8 / 9)
 
 
 def test_slices_without_lung_prove_nothing() -> None:
@@ -64,9 +72,9 @@ def test_slices_without_lung_prove_nothing() -> None:
         Tissue.GROUND_GLASS
     )  # a false alarm above all: half of the pairs with lung are wrong
     lungs[0], labels[0] = False, 0
-    assert slice_auroc(labels, lungs, LABELS) == pytest.approx(0.5)
+    assert slice_auroc(labels > 1, lungs, LABELS) == pytest.approx(0.5)
     lungs[1] = lungs[5] = False
-    assert math.isnan(slice_auroc(labels, lungs, LABELS))
+    assert math.isnan(slice_auroc(labels > 1, lungs, LABELS))
 
 
 def test_the_name_of_what_was_found_in_infected_slices_counts() -> None:
