@@ -34,6 +34,7 @@ WRONG = [
     ("train", ["--workspace", "nowhere"], "run jobs/prepare.py"),
     ("train", ["--workspace", "w", "--set", "train.batch=0"], "train.batch 0"),
     ("tune", ["--workspace", "nowhere", "--trials", "0"], "--trials 0"),
+    ("phantom", ["--out", "o", "--into", "none.nii.gz"], "--into none.nii.gz: there is no scan"),
     ("generate", ["--model", "nowhere", "--out", "o"], "no model folder at nowhere"),
     ("generate", ["--model", "models:/diffseglung@best", "--out", "o"], "no model 'diffseglung'"),
     ("generate", ["--model", "MODEL", "--out", "o", "--workspace", "nowhere"], "run jobs/prepare.py"),
