@@ -61,12 +61,16 @@ def _folder(out: str | Path) -> Path:
 
 def _as_finished(draw: Draw, cases: int, workers: int | None) -> Iterator[Row]:
     """Rows in the order in which the cases are done; never more than `workers` at a time."""
-    task = ray.remote(num_cpus=1)(lambda index: draw(index))
+    task = ray.remote(num_cpus=1)(_drawn)
     at_once = workers or int(ray.cluster_resources().get("CPU", 1))
     waiting = list(range(cases))
     running: list[ray.ObjectRef] = []
     while waiting or running:
         while waiting and len(running) < at_once:
-            running.append(task.remote(waiting.pop(0)))
+            running.append(task.remote(draw, waiting.pop(0)))
         done, running = ray.wait(running)
         yield from ray.get(done)
+
+
+def _drawn(draw: Draw, index: int) -> Row:
+    return draw(index)
