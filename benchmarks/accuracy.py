@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import ways
+from ceilings import ceiling_ways
 from looked import LOOKED_BY, SPLITS, VARIANTS, Bench, Seen, key_of, say, source
 from record import record
 from ways import OURS, RULE, Labeller, Lessons, Way, baseline_ways, physics_ways, student_ways
@@ -225,6 +226,7 @@ def all_ways(bench: Bench, seeds: int, given: dict[str, Path], *, train: bool) -
     for seed in range(seeds):
         lessons = Lessons(bench, seed)
         found += physics_ways(lessons)
+        found += ceiling_ways(lessons) if seed == 0 else ()
         for contrast in VARIANTS:
             student = bench.student(contrast, seed, given.get(f"{contrast}-{seed}"), train=train)
             if student:

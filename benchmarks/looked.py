@@ -1,6 +1,7 @@
 """Phantoms that were looked at once, students that were trained once: what `accuracy.py` scores, kept in a folder."""
 
 import hashlib
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -148,9 +149,8 @@ class Bench:
         self.drawn_as = phantoms or PhantomConfig()
         sections = (config.volume, config.anatomy, config.patches, config.teacher, config.cavity)
         self.drawn = source(*DRAWN_BY)
-        self.version = key_of(
-            self.drawn, source(*LOOKED_BY), *map(str, sections), str(config.student.stride_vox)
-        )
+        looked = source(*LOOKED_BY), inspect.getsource(look), *map(str, sections)
+        self.version = key_of(self.drawn, *looked, str(config.student.stride_vox))
 
     def phantoms(self, split: str) -> Path:
         """Their folder: other phantoms lie elsewhere."""

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import accuracy  # noqa: E402
 import ways  # noqa: E402
+from ceilings import ceiling_ways  # noqa: E402
 from looked import Bench  # noqa: E402
 
 COUNTS = {"train": 2, "validation": 1}
@@ -89,3 +90,15 @@ def test_a_student_is_named_by_its_contrast_and_seed() -> None:
     }
     with pytest.raises(SystemExit, match="local or global or undistilled"):
         accuracy.given_students(["best=m"])
+
+
+def test_told_the_truth_of_each_stage_the_score_rises(bench, lessons, found) -> None:
+    seen = bench.seen("validation", "phantom-0000")
+    told = {way.title.removeprefix(ways.LABELLED): way for way in ceiling_ways(lessons)}
+    labels = {title: labels_of(bench, way) for title, way in told.items()} | {
+        "ours": labels_of(bench, found[ways.OURS])
+    }
+    inside = seen.anatomy.lungs & (seen.truth > 0)
+    right = {title: (each == seen.truth)[inside].mean() for title, each in labels.items()}
+    assert right["truth, cut to our lungs"] == 1
+    assert right["ours"] < right["true cells"] <= right["true cells and cavities"] < 1
