@@ -231,7 +231,7 @@ def all_ways(bench: Bench, seeds: int, given: dict[str, Path], *, train: bool) -
             student = bench.student(contrast, seed, given.get(f"{contrast}-{seed}"), train=train)
             if student:
                 found += student_ways(lessons, student)
-                origin = f", given: {given[student.name].name}" if student.name in given else ""
+                origin = ", trained elsewhere" if student.name in given else ""
                 used.append(f"{student.name} ({student.steps} steps{origin})")
     # What is taken out comes last: a run that is stopped has the ways themselves.
     return sorted(found, key=lambda way: way.title.startswith(("- ", ways.LABELLED))), used

@@ -53,7 +53,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--place", type=Path, default=Path("demo/real"), help="what is kept between runs")
-    parser.add_argument("--model", default="models:/diffseglung@candidate", help="a model of jobs/train.py")
+    parser.add_argument(
+        "--model",
+        default="demo/accuracy/students/local-0",
+        help="a folder or MLflow address (that of accuracy.py)",
+    )
     args = parser.parse_args()
     folder = os.environ.get("DIFFSEGLUNG_CT")
     if not folder:
