@@ -35,7 +35,7 @@ def evaluated(place: Path, name: str, table: str, *words: object) -> list[dict]:
         job("evaluate", *words, "--out", out)
     rows = pq.read_table(out / f"{table}.parquet").to_pylist()
     address = next(row["method"] for row in rows)
-    return [row | {"method": row["method"].replace(address, "ours (default)", 1)} for row in rows]
+    return [row | {"method": row["method"].replace(address, "ours", 1)} for row in rows]
 
 
 def inserted(place: Path, hosts: Sequence[Path]) -> Path:
