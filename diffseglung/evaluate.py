@@ -12,6 +12,7 @@ Row = dict[str, str | float | int]
 Statistic = Callable[[np.ndarray], np.ndarray]
 
 MEAN = "mean_of_diseases"
+NUMBERS = ("dice", "hd95_mm", "truth_ml", "pred_ml", "false_ml")
 RESAMPLES = 2000
 
 
@@ -158,6 +159,58 @@ def called_diseased(rows: Sequence[Row], seed: int = 0) -> list[Row]:
     return found
 
 
+def over_seeds(rows: Sequence[Row]) -> list[Row]:
+    """One row for each scan, method and tissue that was scored with several seeds: the mean of their numbers."""
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((str(row["case_id"]), str(row["method"]), str(row["tissue"])), []).append(row)
+    return [
+        group[0] | {name: _mean(np.array([float(row[name]) for row in group])) for name in NUMBERS}
+        for group in groups.values()
+    ]
+
+
+def agreement(rows: Sequence[Row]) -> list[Row]:
+    """How far volumes agree, a row per method and tissue, over all scans, with and without it.
+
+    bias_ml is the mean of called minus true volume; low_ml and high_ml are Bland and Altman's limits, between
+    which 95 of 100 differences lie if they are normal (Lancet 327, 1986, 307): bias -+ 1.96 SD.
+    """
+    found: list[Row] = []
+    for method in _methods(rows):
+        table = _tables(rows, method)
+        for column, tissue in enumerate(TISSUES):
+            error_ml = (table["pred_ml"] - table["truth_ml"])[:, column]
+            bias = _mean(error_ml)
+            reach = 1.96 * float(np.std(error_ml, ddof=1)) if len(error_ml) > 1 else float("nan")
+            found.append(
+                {
+                    "method": method,
+                    "tissue": tissue.key,
+                    "scans": len(error_ml),
+                    "bias_ml": bias,
+                    "low_ml": bias - reach,
+                    "high_ml": bias + reach,
+                }
+            )
+    return found
+
+
+def agreement_markdown(rows: Sequence[Row]) -> str:
+    """One line a method: bias and limits of agreement of each tissue's volume in ml."""
+    found = {(str(row["method"]), str(row["tissue"])): row for row in agreement(rows)}
+    header = ["method", *(f"{tissue.title}, ml" for tissue in TISSUES)]
+    lines = [_line(header), _line(["---"] + ["---:"] * len(TISSUES))]
+    for method in _methods(rows):
+        cells = (found[method, tissue.key] for tissue in TISSUES)
+        lines.append(
+            _line(
+                [method, *(f"{_ml(c['bias_ml'])} [{_ml(c['low_ml'])}, {_ml(c['high_ml'])}]" for c in cells)]
+            )
+        )
+    return "\n".join(lines)
+
+
 def scores_table_markdown(rows: Sequence[Row], seed: int = 0) -> str:
     """One line a method for `scores.md`: Dice per tissue, their mean over diseases with its interval, HD95."""
     summary = {(str(r["method"]), str(r["tissue"])): r for r in summarise(rows, seed)}
@@ -173,7 +226,8 @@ def scores_table_markdown(rows: Sequence[Row], seed: int = 0) -> str:
         lines.append(_line([method, *dices, interval, _one(mean["hd95_mm"]), called]))
     scans = len({r["case_id"] for r in rows})
     note = f"Dice per tissue, mean over the scans that have it; {scans} scans, intervals by bootstrap over scans."
-    return "\n".join([*lines, "", note, ""])
+    volumes = "Volumes, called minus true: mean and limits of agreement (Bland and Altman), over all scans."
+    return "\n".join([*lines, "", note, "", volumes, "", agreement_markdown(rows), ""])
 
 
 def _box(mask: np.ndarray) -> tuple[slice, ...]:
@@ -211,7 +265,7 @@ def _tables(rows: Sequence[Row], method: str) -> dict[str, np.ndarray]:
     mine = {(row["case_id"], row["tissue"]): row for row in rows if row["method"] == method}
     cases = sorted({str(case) for case, _ in mine})
     tables = {"cases": np.array(cases)}
-    for name in ("dice", "hd95_mm", "truth_ml", "pred_ml", "false_ml"):
+    for name in NUMBERS:
         tables[name] = np.array([[mine[case, t.key][name] for t in TISSUES] for case in cases], dtype=float)
     return tables
 
@@ -249,6 +303,11 @@ def _line(cells: Sequence[str]) -> str:
 def _two(value: object) -> str:
     value = float(value)  # type: ignore[arg-type]
     return "-" if not np.isfinite(value) else f"{value:.2f}".removeprefix("0")
+
+
+def _ml(value: object) -> str:
+    value = float(value)  # type: ignore[arg-type]
+    return "-" if not np.isfinite(value) else f"{value:+.0f}"
 
 
 def _one(value: object) -> str:

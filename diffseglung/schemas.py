@@ -131,3 +131,14 @@ SCORES = named(
         ("false_ml", pa.float64()),
     ],
 )
+
+MEASURES = named(
+    "diffseglung.measures",
+    [
+        ("case_id", pa.string()),
+        ("method", pa.string()),
+        ("measure", pa.string()),
+        ("value", pa.float64()),
+        ("expected", pa.float64()),
+    ],
+)

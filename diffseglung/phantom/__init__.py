@@ -10,6 +10,7 @@ hila, density that sinks to the back, bronchial walls, fissures, the moving edge
 """
 
 from .cohort import Row, case_kinds, case_seed, write_case, write_cohort, write_manifest
+from .insertion import write_inserted
 from .lesions import insert_lesions
 from .make import Phantom, PhantomConfig, make_phantom
 
@@ -23,5 +24,6 @@ __all__ = [
     "make_phantom",
     "write_case",
     "write_cohort",
+    "write_inserted",
     "write_manifest",
 ]

@@ -1,10 +1,10 @@
-"""Models and baselines against the truth of a cohort, on the same scans with the same ruler."""
+"""Models and baselines against the truth of a cohort, or what is known of real scans; one ruler for all of them."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from diffseglung.baselines import BASELINES
 from diffseglung.evaluate import score_case, scores_table_markdown
 from diffseglung.labels import Tissue
 from diffseglung.mixture import MODES
-from diffseglung.schemas import SCORES
+from diffseglung.real import Known, find_known, measure, measures_markdown
+from diffseglung.schemas import MEASURES, SCORES
 from diffseglung.segment import decide, observe
 from diffseglung.volume import Volume, VolumeConfig, read_labels
 from diffseglung_ray.cases import (
@@ -45,7 +46,8 @@ from diffseglung_ray.segmentation import (
 from diffseglung_ray.storage import Store
 
 OUTCOME = pa.schema([(name, pa.string()) for name in ("case_id", "status", "reason", "scores", "results")])
-Labelled = Iterator[tuple[str, np.ndarray]]
+Judge = Callable[[str, np.ndarray, np.ndarray], list[Row]]  # method, its lungs, its labels -> rows of scores
+Labelled = Iterator[tuple[str, np.ndarray, np.ndarray]]
 
 
 def evaluate_cohort(
@@ -61,10 +63,7 @@ def evaluate_cohort(
     What each model leaves of its cases lies in `models/<its name>`, as jobs/segment.py leaves it.
     Errors: WrongArgument before anything is started; UserError where too many cases failed.
     """
-    registered = any(map(is_registered, models))
-    refuse_fleeting(
-        tracking=registered, cohort=cohort, out=out, **{f"model {n}": m for n, m in enumerate(models)}
-    )
+    _refuse_fleeting(models, cohort=cohort, out=out)
     cases = find_cohort(cohort)
     _check_truth(cohort, cases)
     placed = _place(models, configure)
@@ -72,17 +71,68 @@ def evaluate_cohort(
     store.check("out")
     with ray_cluster(resources):
         workers = case_workers(resources)
-        outcomes = _score(cases, placed, store, workers)
+        outcomes = _score(CaseScorer, cases, placed, store, workers)
+    scores, facts = _scores_of(outcomes), _facts(placed, cohort, workers)
+    _write_table(store, "scores", scores, SCORES, facts, scores_table_markdown)
+    _write_results(store, placed, outcomes, facts, scores)
+    print(f"{len(placed)} models and {len(BASELINES)} baselines scored: {store.path('scores.md')}")
+    report_failures(outcomes, max_failed, store.path("report.html"))
+
+
+def evaluate_real(
+    folder: str,
+    out: str,
+    models: list[str],
+    configure: Configure,
+    resources: ResourceConfig,
+    max_failed: float = 0.1,
+) -> None:
+    """Models and baselines on real scans: `measures.parquet`, `measures.md` and `report.html` in `out`.
+
+    What is known of them stands in for a truth, see `diffseglung.real`. What each model leaves of its cases lies in
+    `models/<its name>`. Errors: WrongArgument before anything is started; UserError where too many cases failed.
+    """
+    _refuse_fleeting(models, real=folder, out=out)
+    try:
+        known = {safe_id(one.case_id): one for one in find_known(folder)}
+    except ValueError as error:
+        raise WrongArgument(f"--real: {error}") from error
+    cases = [Case(case_id=name, image=str(one.image.absolute())) for name, one in known.items()]
+    placed = _place(models, configure)
+    store = Store.at(out)
+    store.check("out")
+    with ray_cluster(resources):
+        workers = case_workers(resources)
+        outcomes = _score(RealScorer, cases, placed, store, workers, known)
+    measures, facts = _scores_of(outcomes), _facts(placed, folder, workers)
+    _write_table(store, "measures", measures, MEASURES, facts, measures_markdown)
+    _write_results(store, placed, outcomes, facts)
+    print(f"{len(placed)} models and {len(BASELINES)} baselines measured: {store.path('measures.md')}")
+    report_failures(outcomes, max_failed, store.path("report.html"))
+
+
+def _refuse_fleeting(models: list[str], **places: str) -> None:
+    registered = any(map(is_registered, models))
+    refuse_fleeting(tracking=registered, **places, **{f"model {n}": m for n, m in enumerate(models)})
+
+
+def _scores_of(outcomes: list[Row]) -> list[Row]:
+    return [row for outcome in outcomes for row in json.loads(outcome["scores"])]
+
+
+def _write_results(
+    store: Store,
+    placed: dict[str, PlacedModel],
+    outcomes: list[Row],
+    facts: dict[str, Any],
+    scores: list[Row] | None = None,
+) -> None:
+    """The table of each model's cases, and the report with the pictures of the first."""
     results = {name: [json.loads(outcome["results"])[name] for outcome in outcomes] for name in placed}
     for name, rows in results.items():
         write_results(store_of(store, name), rows)
-    scores = [row for outcome in outcomes for row in json.loads(outcome["scores"])]
-    facts = _facts(placed, cohort, workers)
-    _write_scores(store, scores, facts)
     name, shown = next(iter(results.items()), ("", outcomes))
     write_report(store, shown, facts, scores, where=f"models/{name}/" if name else None)
-    print(f"{len(placed)} models and {len(BASELINES)} baselines scored: {store.path('scores.md')}")
-    report_failures(outcomes, max_failed, store.path("report.html"))
 
 
 def _check_truth(cohort: str, cases: list[Case]) -> None:
@@ -112,10 +162,18 @@ def store_of(store: Store, name: str) -> Store:
     return Store(store.path(f"models/{name}"))
 
 
-def _score(cases: list[Case], placed: dict[str, PlacedModel], store: Store, workers: Workers) -> list[Row]:
+def _score(
+    scorer: type[CaseScorer],
+    cases: list[Case],
+    placed: dict[str, PlacedModel],
+    store: Store,
+    workers: Workers,
+    *known: Any,
+) -> list[Row]:
     with attempts_in(store) as attempts:
         models = {name: ray.put(model) for name, model in placed.items()}
-        rows = list(map_cases(CaseScorer, (models, store, attempts, workers), cases, workers, "score"))
+        arguments = (models, store, attempts, workers, *known)
+        rows = list(map_cases(scorer, arguments, cases, workers, "score"))
     return sorted(rows, key=lambda row: row["case_id"])
 
 
@@ -151,13 +209,9 @@ class CaseScorer:
         case_id = case["case_id"]
         config = next((s.model.config.volume for s in self.segmenters.values()), VolumeConfig())
         loaded = read_case(case, config)
-        truth = read_truth(case["truth"], loaded.volume)
+        judge = self.judge(case, loaded.volume)
         results: dict[str, Row] = {}
-        scores = [
-            row
-            for method, labels in self.methods(case_id, loaded, results)
-            for row in score_case(case_id, method, truth, labels, loaded.volume.spacing_mm)
-        ]
+        scores = [row for found in self.methods(case_id, loaded, results) for row in judge(*found)]
         return {
             "case_id": case_id,
             "status": "ok",
@@ -166,8 +220,13 @@ class CaseScorer:
             "results": json.dumps(results),
         }
 
+    def judge(self, case: Row, volume: Volume) -> Judge:
+        """What turns a method's labels of this case into rows."""
+        truth = read_truth(case["truth"], volume)
+        return lambda method, _, labels: score_case(case["case_id"], method, truth, labels, volume.spacing_mm)
+
     def methods(self, case_id: str, loaded: Loaded, results: dict[str, Row]) -> Labelled:
-        """Each method's name and its labels on the volume's grid: the models in every mode, then the baselines.
+        """Each method's name, lungs and labels on the volume's grid: the models in every mode, then the baselines.
 
         What each model is set to do is written as jobs/segment.py writes it; `results` receives its row.
         """
@@ -177,14 +236,36 @@ class CaseScorer:
             seen = observe(volume, segmenter.model, loaded.lungs)
             own = decide(seen, segmenter.model)
             results[name] = segmenter.write(case_id, loaded, own)
-            yield uri, own.labels
+            yield uri, seen.anatomy.lungs, own.labels
             anatomy = anatomy or seen.anatomy
             for mode in MODES:
                 if mode != own.mode:
-                    yield f"{uri} ({mode})", decide(seen, segmenter.model, mode).labels
+                    labels = decide(seen, segmenter.model, mode).labels
+                    yield f"{uri} ({mode})", seen.anatomy.lungs, labels
         anatomy = anatomy or find_anatomy(volume, lungs=loaded.lungs)
         for name, baseline in BASELINES.items():
-            yield name, baseline(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm)
+            labels = baseline(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm)
+            yield name, anatomy.lungs, labels
+
+
+class RealScorer(CaseScorer):
+    """The same for a real scan, of which something is known, but no truth."""
+
+    def __init__(
+        self,
+        models: dict[str, ray.ObjectRef],
+        store: Store,
+        attempts: Attempts,
+        workers: Workers,
+        known: dict[str, Known],
+    ) -> None:
+        super().__init__(models, store, attempts, workers)
+        self.known = known
+
+    def judge(self, case: Row, volume: Volume) -> Judge:
+        """What is known of the scan, asked of a method's labels."""
+        known = self.known[case["case_id"]]
+        return lambda method, lungs, labels: measure(known, method, volume, lungs, labels)
 
 
 def read_truth(place: str, volume: Volume) -> np.ndarray:
@@ -207,10 +288,17 @@ def _facts(placed: dict[str, PlacedModel], cohort: str, workers: Workers) -> dic
     }
 
 
-def _write_scores(store: Store, scores: list[Row], facts: dict[str, Any]) -> None:
+def _write_table(
+    store: Store,
+    name: str,
+    rows: list[Row],
+    schema: pa.Schema,
+    facts: dict[str, Any],
+    to_markdown: Callable[[list[Row]], str],
+) -> None:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(scores, schema=SCORES), sink)
-    store.write("scores.parquet", sink.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), sink)
+    store.write(f"{name}.parquet", sink.getvalue())
     made = "\n".join(f"- {key.replace('_', ' ')}: {value}" for key, value in facts.items())
-    table = scores_table_markdown(scores) if scores else "No case could be scored.\n"
-    store.write("scores.md", f"# Scores\n\n{made}\n\n{table}")
+    table = to_markdown(rows) if rows else "No case could be scored.\n"
+    store.write(f"{name}.md", f"# {name.capitalize()}\n\n{made}\n\n{table}")

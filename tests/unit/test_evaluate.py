@@ -10,9 +10,12 @@ from scipy import ndimage
 
 from diffseglung.evaluate import (
     MEAN,
+    agreement,
+    agreement_markdown,
     called_diseased,
     gain,
     hd95_mm,
+    over_seeds,
     score_case,
     score_slices,
     scores_table_markdown,
@@ -205,3 +208,38 @@ def test_a_cohort_without_disease_or_truth_for_a_tissue_still_makes_a_table():
 def test_label_maps_on_another_grid_are_refused_in_words():
     with pytest.raises(ValueError, match="do not fit together"):
         score_case("a", "ours", scan(), scan()[1:], SPACING)
+
+
+def volumes(case, method, called_ml, true_ml, dice=0.5, seed=0):
+    return [
+        {"case_id": case, "method": method, "tissue": t.key, "dice": dice, "hd95_mm": 1.0, "seed": seed}
+        | {"truth_ml": true_ml, "pred_ml": called_ml, "false_ml": 0.0}
+        for t in TISSUES
+    ]
+
+
+def test_limits_of_agreement_are_the_bias_and_two_spreads_of_the_volumes_error():
+    """Bland and Altman on errors of +10, +20, +30 ml: mean 20, SD 10."""
+    rows = [row for i, error in enumerate((10, 20, 30)) for row in volumes(f"s{i}", "m", 50 + error, 50)]
+    row = next(row for row in agreement(rows) if row["tissue"] == "fibrosis")
+    assert (row["bias_ml"], row["scans"]) == (pytest.approx(20), 3)
+    assert (row["low_ml"], row["high_ml"]) == (pytest.approx(20 - 19.6), pytest.approx(20 + 19.6))
+    assert agreement_markdown(rows).splitlines()[2].startswith("| m | +20 [+0, +40] |")
+    assert "+20 [+0, +40]" in scores_table_markdown(rows)
+
+
+def test_a_volume_that_was_called_where_the_tissue_is_not_counts_in_the_agreement():
+    rows = score_case("a", "m", scan(without=(Tissue.CAVITY,)), scan(), SPACING)
+    row = by_tissue(agreement(rows))["cavity"]
+    assert row["bias_ml"] == pytest.approx(by_tissue(rows)["cavity"]["false_ml"])
+    assert row["bias_ml"] > 0
+    assert math.isnan(row["low_ml"])  # one scan has no spread
+
+
+def test_seeds_are_averaged_scan_by_scan_before_anything_is_said_of_scans():
+    rows = volumes("a", "m", 10, 0, 0.2, seed=0) + volumes("a", "m", 30, 0, 0.6, seed=1)
+    rows += volumes("b", "m", 5, 0, math.nan, seed=0) + volumes("b", "m", 5, 0, math.nan, seed=1)
+    merged = over_seeds(rows)
+    assert len(merged) == 2 * len(TISSUES)
+    assert (merged[0]["dice"], merged[0]["pred_ml"]) == (pytest.approx(0.4), pytest.approx(20))
+    assert math.isnan(merged[len(TISSUES)]["dice"])

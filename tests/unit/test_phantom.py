@@ -15,8 +15,9 @@ from diffseglung.phantom import (
     insert_lesions,
     make_phantom,
     write_cohort,
+    write_inserted,
 )
-from diffseglung.volume import read_labels, read_volume
+from diffseglung.volume import Volume, read_labels, read_volume, write_volume
 
 TINY = PhantomConfig(size_vox=(44, 56, 56), spacing_mm=(5.5, 5.7, 5.7))
 AIR_HU = -880
@@ -240,3 +241,32 @@ def test_a_real_scan_takes_the_lesions_and_keeps_everything_else():
     assert 0.05 < diseased.sum() / lungs.sum() < 0.6
     assert -700 < hu[truth == Tissue.GROUND_GLASS].mean() < -450
     assert np.median(hu[truth == Tissue.CONSOLIDATION]) > -60
+
+
+def test_lesions_in_a_scan_on_disk_are_an_ordinary_case_with_a_truth(tmp_path: Path):
+    config = PhantomConfig(size_vox=(60, 80, 80), spacing_mm=(4.0, 4.0, 4.0))
+    host = make_phantom(5, config, healthy=True)
+    scan = tmp_path / "host.nii.gz"
+    write_volume(scan, Volume.from_array(host.hu, host.spacing_mm, host.affine))
+    ill, healthy = (write_inserted(tmp_path / "out", [scan], 1, index) for index in (0, 3))
+    assert ill == {
+        "case_id": "inserted-0000",
+        "image": "images/inserted-0000.nii.gz",
+        "truth": "truth/inserted-0000.nii.gz",
+    }
+    volume = read_volume(tmp_path / "out" / ill["image"])
+    truth = read_labels(tmp_path / "out" / ill["truth"], volume)
+    assert set(np.unique(truth)) - {0, 1} == set(case_kinds(1, 0))
+    changed = volume.hu != host.hu
+    assert changed[truth > Tissue.HEALTHY].mean() > 0.7
+    assert not changed[ndimage.distance_transform_edt(truth == 0, sampling=host.spacing_mm) > 30].any()
+    again = write_inserted(tmp_path / "again", [scan], 1, 0)
+    np.testing.assert_array_equal(read_volume(tmp_path / "again" / again["image"]).hu, volume.hu)
+    assert case_kinds(1, 3) == ()
+    unchanged = read_volume(tmp_path / "out" / healthy["image"])
+    np.testing.assert_array_equal(unchanged.hu, host.hu)
+    lungs = read_labels(tmp_path / "out" / healthy["truth"], unchanged)
+    assert set(np.unique(lungs)) == {0, 1}
+    assert ((lungs > 0) == host.lungs).mean() > 0.98
+    with pytest.raises(ValueError, match="none was given"):
+        write_inserted(tmp_path, [], 1, 0)

@@ -1,0 +1,46 @@
+"""How far each stage lets a score rise: with the truth in the place of what comes before it. None is label-free."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from looked import Seen, key_of
+from ways import LABELLED, Labeller, Lessons, Way, observed
+
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.segment import decide, to_voxels
+
+
+def ceiling_ways(lessons: Lessons) -> Iterator[Way]:
+    """The truth cut to the lungs that we find; the true tissue of each cell, and of the cavities too."""
+    own = key_of(Path(__file__).read_text(encoding="utf-8"))
+    yield Way(f"{LABELLED}truth, cut to our lungs", 0, f"lungs {own}", lambda _: within_our_lungs)
+    for title, cavities in (("true cells", False), ("true cells and cavities", True)):
+        make = told(lessons, cavities=cavities)
+        yield Way(f"{LABELLED}{title}", 0, f"{title} {own}", lambda _, make=make: make)
+
+
+def within_our_lungs(seen: Seen) -> np.ndarray:
+    """All that a perfect judge of what lies in our lungs could get."""
+    lungs = seen.anatomy.lungs
+    return np.where(lungs, np.maximum(seen.truth, Tissue.HEALTHY), 0).astype(np.uint8)
+
+
+def told(lessons: Lessons, *, cavities: bool) -> Labeller:
+    """Ours from the cells on, each told the tissue that fills more than half of it; mixed cells are asked the rule."""
+
+    def label(seen: Seen) -> np.ndarray:
+        model = lessons.learned(lessons.bench.config)[1]
+        inside = seen.cells.inside
+        table = seen.table(seen.blank, model.config, inside)
+        posterior, tissue = model.mixture.posterior(table, "rule"), seen.tissue[inside]
+        posterior[tissue > 0] = np.eye(len(TISSUES))[tissue[tissue > 0] - 1]
+        coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
+        coarse[inside] = posterior
+        scan = observed(seen)
+        if cavities:
+            scan = replace(scan, cavities=(seen.truth == Tissue.CAVITY) & seen.anatomy.lungs)
+        return decide(scan, model, posteriors=to_voxels(coarse, seen.scan)).labels
+
+    return label

@@ -1,0 +1,316 @@
+"""Phantoms that were looked at once, students that were trained once: what `accuracy.py` scores, kept in a folder."""
+
+import hashlib
+import inspect
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pyarrow as pa
+
+import diffseglung
+from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cells import Cells, describe_cells
+from diffseglung.config import Config
+from diffseglung.features import extract
+from diffseglung.labels import TISSUES
+from diffseglung.mixture import CellTable, Mixture, fit_mixture
+from diffseglung.model import Model
+from diffseglung.patches import Scan, cell_share, regrid, seed_of, to_scan
+from diffseglung.phantom import PhantomConfig, case_kinds, write_cohort
+from diffseglung.schemas import cells_schema
+from diffseglung.segment import Observation, Stopwatch, enclosed_air, hilar_vessels
+from diffseglung.student import Student
+from diffseglung.teacher import Standardiser
+from diffseglung.tissue import Reference, scan_reference
+from diffseglung.volume import Volume, read_labels, read_volume, resample_labels
+
+SPLITS = {"train": (24, 6101), "validation": (8, 6102), "test": (12, 6103)}
+CELLS_A_SCAN = 2304  # as many as jobs/train.py samples of 48 patches
+# What a look depends on. A change of the mixture, or of what follows it, costs no new look.
+DRAWN_BY = tuple(
+    f"phantom/{name}.py" for name in ("chest", "cohort", "fields", "lesions", "make", "scanner", "trees")
+)
+LOOKED_BY = ("anatomy", "teacher", "cavity.py", "cells.py", "grid.py", "patches.py", "volume.py")
+VARIANTS = {"local": "local", "global": "global", "undistilled": "none"}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Seen:
+    """All that is known of a phantom without a network, and its truth; `tissue` is that of each cell, 0 if mixed."""
+
+    case_id: str
+    volume: Volume
+    anatomy: Anatomy
+    scan: Scan
+    cavities: np.ndarray
+    hilar: np.ndarray
+    cells: Cells
+    truth: np.ndarray
+    tissue: np.ndarray
+
+    def with_features(self, features: np.ndarray) -> Observation:
+        """As `segment.observe` gives it."""
+        return Observation(
+            self.volume, self.anatomy, self.scan, self.cavities, self.hilar, self.cells, features, Stopwatch()
+        )
+
+    def table(self, features: np.ndarray, config: Config, which: np.ndarray) -> CellTable:
+        """Some cells (a mask on the cell grid) as the mixture takes them."""
+        per_cell = np.moveaxis(regrid(features, self.cells.inside.shape), 0, -1)
+        reference = scan_reference(self.cells.evidence[self.cells.inside], config.tissue)
+        return CellTable(
+            self.cells.evidence[which], self.cells.descriptors[which], per_cell[which], reference
+        )
+
+    def drawn(self, seed: int) -> np.ndarray:
+        """The cells that a way may learn from: a mask on the cell grid, the same for every way."""
+        usable = self.cells.inside & np.isfinite(self.cells.descriptors).all(axis=-1)
+        rng = np.random.default_rng(seed_of(seed, self.case_id))
+        mask = np.zeros(usable.shape, bool)
+        mask.flat[rng.permutation(np.flatnonzero(usable))[:CELLS_A_SCAN]] = True
+        return mask
+
+    @property
+    def blank(self) -> np.ndarray:
+        """Noise in the place of features (2, z, y, x), for ways that do not look at them."""
+        shape = tuple(max(1, n // 4) for n in self.cells.inside.shape)
+        return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Trained:
+    """A student and the statistics of its teacher; `name` is its contrast and seed."""
+
+    name: str
+    network: Student
+    standardiser: Standardiser
+    steps: int
+
+    @property
+    def sha256(self) -> str:
+        """Of its weights."""
+        state = hashlib.sha256()
+        for name, weight in sorted(self.network.state_dict().items()):
+            state.update(name.encode() + weight.detach().cpu().contiguous().numpy().tobytes())
+        return state.hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """Cells of all training scans in rows, with the scan and, for what is not label-free, the tissue of each."""
+
+    cells: CellTable
+    scan: np.ndarray
+    tissue: np.ndarray
+
+    def fit(self, config: Config, standardiser: Standardiser) -> Mixture:
+        """The mixture of all modes."""
+        return fit_mixture(as_arrow(self.cells, self.scan), config.mixture, config.tissue, standardiser)
+
+
+class Costs:
+    """Seconds of processor time by part, added up over all runs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.spent: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.spent[part] = self.spent.get(part, 0.0) + time.process_time() - began
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.spent, indent=1) + "\n")
+
+    def __str__(self) -> str:
+        return "; ".join(f"{part} {seconds / 60:.1f}" for part, seconds in sorted(self.spent.items()))
+
+
+class Bench:
+    """The phantoms of each split, what was seen of them, the students: made when asked for, and kept."""
+
+    def __init__(
+        self,
+        place: Path,
+        config: Config,
+        counts: dict[str, int] | None = None,
+        phantoms: PhantomConfig | None = None,
+    ) -> None:
+        self.place, self.config, self.costs = place, config, Costs(place / "cost.json")
+        self.counts = {split: count for split, (count, _) in SPLITS.items()} | (counts or {})
+        self.drawn_as = phantoms or PhantomConfig()
+        sections = (config.volume, config.anatomy, config.patches, config.teacher, config.cavity)
+        self.drawn = source(*DRAWN_BY)
+        looked = source(*LOOKED_BY), inspect.getsource(look), *map(str, sections)
+        self.version = key_of(self.drawn, *looked, str(config.student.stride_vox))
+
+    def phantoms(self, split: str) -> Path:
+        """Their folder: other phantoms lie elsewhere."""
+        return self.place / "phantoms" / f"{split}-{self.drawn}"
+
+    def healthy(self, split: str) -> int:
+        """How many of them have no disease."""
+        return sum(not case_kinds(SPLITS[split][1], index) for index in range(self.counts[split]))
+
+    def cases(self, split: str) -> list[str]:
+        """Their names; the phantoms are drawn where they are not there yet."""
+        count = self.counts[split]
+        names = [f"phantom-{index:04d}" for index in range(count)]
+        folder = self.phantoms(split)
+        if not (folder / "manifest.csv").exists():
+            with self.costs(f"phantoms, {split}"):
+                write_cohort(
+                    folder,
+                    count,
+                    SPLITS[split][1],
+                    self.drawn_as,
+                    on_case=lambda row: say(split, row["case_id"]),
+                )
+        return names
+
+    def seen(self, split: str, case_id: str) -> Seen:
+        """Anatomy, cavities and cells of one phantom."""
+        self.cases(split)
+        image, truth = (self.phantoms(split) / kind / f"{case_id}.nii.gz" for kind in ("images", "truth"))
+        return self._kept(
+            f"seen/{split}/{case_id}-{self.version}",
+            f"looking, {split}",
+            lambda: look(case_id, image, truth, self.config),
+        )
+
+    def features(self, student: Trained, split: str, case_id: str) -> np.ndarray:
+        """What a student sees in one phantom."""
+        c = self.config
+        return self._kept(
+            f"features/{student.sha256}/{split}/{case_id}-{self.version}",
+            f"features of {student.name}, {split}",
+            lambda: extract(student.network, self.seen(split, case_id).scan, c.patches, c.features),
+        )
+
+    def lesson(self, config: Config, seed: int, student: Trained | None = None) -> Lesson:
+        """What a mixture is fitted on."""
+        tables, scans, tissues = [], [], []
+        for number, case_id in enumerate(self.cases("train")):
+            seen = self.seen("train", case_id)
+            which = seen.drawn(seed)
+            features = self.features(student, "train", case_id) if student else seen.blank
+            tables.append(seen.table(features, config, which))
+            scans.append(np.full(which.sum(), number))
+            tissues.append(seen.tissue[which])
+        counts = [len(table.evidence) for table in tables]
+        mode_hu, rough = (np.repeat([float(t.reference[i]) for t in tables], counts) for i in (0, 1))
+        evidence, descriptors, features = (np.concatenate([table[i] for table in tables]) for i in range(3))
+        cells = CellTable(evidence, descriptors, features, Reference(mode_hu, rough))
+        return Lesson(cells, np.concatenate(scans), np.concatenate(tissues))
+
+    def student(self, contrast: str, seed: int, given: Path | None, *, train: bool) -> Trained | None:
+        """The given student of that contrast and seed, or the kept one, or a new one; None if it may not be trained."""
+        name, folder = f"{contrast}-{seed}", given or self.place / "students" / f"{contrast}-{seed}"
+        if not (folder / "model.json").exists():
+            if given:
+                raise SystemExit(f"--student {name}={given}: no model is there")
+            if not train:
+                return None
+            self._train(contrast, seed, folder)
+        model = Model.load(folder)
+        for ours, theirs in (
+            (self.config.patches, model.config.patches),
+            (self.config.features, model.config.features),
+        ):
+            if ours != theirs:
+                raise SystemExit(f"{folder} was made with {theirs}, the benchmark looks with {ours}")
+        return Trained(name, model.student, model.standardiser, model.config.train.steps)
+
+    def _train(self, contrast: str, seed: int, folder: Path) -> None:
+        """As jobs/train.py would on the training phantoms, in this process."""
+        from distillation import cut_patches, train
+
+        config = self.config
+        config = replace(config, train=replace(config.train, variant=VARIANTS[contrast], seed=seed))
+        cut = [
+            self._kept(
+                f"patches/{case_id}-{self.version}",
+                "patches",
+                lambda i=case_id: cut_patches(
+                    i, str(self.phantoms("train") / "images" / f"{i}.nii.gz"), config.patches, config.student
+                ),
+            )
+            for case_id in self.cases("train")
+        ]
+        with self.costs(f"training {contrast}"):
+            run, standardiser = train(
+                config, {key: np.concatenate([one[key] for one in cut]) for key in cut[0]}
+            )
+        network = run.ema.eval().requires_grad_(False)
+        made = Trained(folder.name, network, standardiser, config.train.steps)
+        mixture = self.lesson(config, seed, made).fit(config, standardiser)
+        Model(config, network, standardiser, mixture, {"made": "benchmarks/accuracy.py"}).save(folder)
+
+    def _kept(self, name: str, part: str, make: Callable[[], Any]) -> Any:
+        path = self.place / f"{name}.joblib"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with self.costs(part):
+                made = make()
+            joblib.dump(made, path.with_suffix(".part"), compress=("zlib", 1))
+            path.with_suffix(".part").replace(path)
+            say(part, name)
+        return joblib.load(path)
+
+
+def look(case_id: str, image: Path, truth: Path, config: Config) -> Seen:
+    """A phantom as `segment.observe` sees it, without the network."""
+    volume = read_volume(image, config=config.volume)
+    labels = read_labels(truth, volume)
+    anatomy = find_anatomy(volume, config.anatomy)
+    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
+    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
+    on_scan = resample_labels(labels, volume.grid, scan.grid)
+    shares = np.stack([cell_share(on_scan == tissue, config.patches.cell_vox) for tissue in TISSUES])
+    tissue = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
+    cells = describe_cells(scan, config.patches, config.teacher)
+    cavities = enclosed_air(volume, anatomy, config)
+    return Seen(case_id, volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
+
+
+def as_arrow(cells: CellTable, scan: np.ndarray) -> pa.Table:
+    """Cells in the form in which `fit_mixture` takes them."""
+    schema = cells_schema(cells.features.shape[1])
+    nowhere = np.zeros(len(scan), np.int32)
+    columns = {
+        "case_id": pa.array(scan.astype(str)),
+        **{name: pa.array(nowhere) for name in ("z0", "y0", "x0")},
+        "cell": pa.array(np.arange(len(scan), dtype=np.int32)),
+        "mode_hu": pa.array(np.asarray(cells.reference.mode_hu, np.float32)),
+        "roughness": pa.array(np.asarray(cells.reference.log_roughness, np.float32)),
+    }
+    for name in ("evidence", "descriptors", "features"):
+        rows = np.ascontiguousarray(getattr(cells, name), np.float32)
+        columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(rows)
+    return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
+
+
+def source(*names: str) -> str:
+    """A digest of the method's source: of some of its files and folders, or all of it."""
+    root = Path(diffseglung.__file__).parent
+    places = [root / name for name in names] or [root]
+    files = sorted(path for place in places for path in ([place] if place.is_file() else place.rglob("*.py")))
+    return key_of(*(path.read_text(encoding="utf-8") for path in files))
+
+
+def key_of(*parts: str) -> str:
+    """A short name for what these words say."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+def say(*words: object) -> None:
+    """A line of progress."""
+    print(*words, flush=True)
