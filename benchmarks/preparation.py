@@ -69,10 +69,10 @@ def plain_loop(manifest: Path, place: Path, config: RunConfig) -> None:
 class Watch(threading.Thread):
     """Looks twice a second at this process and all that it started: peaks of memory in MiB, processor seconds.
 
-    `history` has at every look the cases done, the processor seconds and the time until then.
+    `history` has at every look the cases done (files in `patches`), the processor seconds and the time until then.
     """
 
-    def __init__(self, uses_ray: bool, patches: Path) -> None:
+    def __init__(self, uses_ray: bool, patches: Path | None = None) -> None:
         super().__init__(daemon=True)
         self.uses_ray, self.patches, self.over = uses_ray, patches, threading.Event()
         self.history: list[tuple[int, float, float]] = []
@@ -93,7 +93,7 @@ class Watch(threading.Thread):
         self.note("worker", max(workers, default=0.0))
         self.note("workers", sum(workers))
         self.cpu |= {pid: cpu for pid in processes if (cpu := cpu_seconds(pid))}
-        done = len(list(self.patches.glob("part-*.parquet")))
+        done = len(list(self.patches.glob("part-*.parquet"))) if self.patches else 0
         self.history.append((done, sum(self.cpu.values()), time.perf_counter()))
         if self.uses_ray:
             address = ray.get_runtime_context().gcs_address
