@@ -24,10 +24,10 @@ from diffseglung_ray.storage import Store
 
 READERS = 16  # at once: what a header costs on a share is mostly waiting
 HEADER_BYTES = 2**18  # of each remote file; headers are at the front, and few are longer
-# A worker of one CPU, recipe `demo`: about 20 s for 160x160x96 voxels, 97 s and 2.9 GiB for 512x512x600 on a core of
+# A worker of one CPU, recipe `demo`: about 20 s for 160x160x96 voxels, 50 s and 2.3 GiB for 512x512x600 on a core of
 # AMD EPYC (Zen 1). The memory here leaves half a GiB for Ray.
-SECONDS, SECONDS_PER_MVOX = 18.0, 0.5
-GIB, GIB_PER_MVOX = 1.0, 0.016
+SECONDS, SECONDS_PER_MVOX = 18.0, 0.2
+GIB, GIB_PER_MVOX = 1.0, 0.012
 
 
 @dataclass(frozen=True, slots=True)
