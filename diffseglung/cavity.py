@@ -115,11 +115,8 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
         lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[grown]
         if config.min_ml <= np.count_nonzero(lumen) * voxel_ml <= config.max_ml:
             near = _widened(stats["bounding_boxes"][label], room_mm, spacing_mm, air.shape)
-            roomy = np.zeros([s.stop - s.start for s in near], bool)
-            roomy[
-                tuple(slice(g.start - n.start, g.stop - n.start) for g, n in zip(grown, near, strict=True))
-            ] = lumen
-            yield roomy, near
+            room = [(g.start - n.start, n.stop - g.stop) for g, n in zip(grown, near, strict=True)]
+            yield np.pad(lumen, room), near
 
 
 def _widened(box: Box, margin_mm: float, spacing_mm: Spacing, shape: tuple[int, ...]) -> Box:

@@ -221,13 +221,13 @@ def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
 
 def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
-    lungs, grid = seen.anatomy.lungs, seen.volume.grid
-    labels = np.where(lungs, np.uint8(Tissue.HEALTHY), np.uint8(0))
+    lungs = seen.anatomy.lungs
+    labels = np.zeros(lungs.shape, np.uint8)
     box = lung_box(lungs)
     if box is not None:
         found = [t for t in TISSUES if t != Tissue.CAVITY]  # cavities are known on this very grid
         maps = posteriors[[t - 1 for t in found]]
-        largest = largest_of(maps, seen.scan.grid, crop_grid(grid, box), lungs[box])
+        largest = largest_of(maps, seen.scan.grid, crop_grid(seen.volume.grid, box), lungs[box])
         tissues = np.array([Tissue.HEALTHY, *found], np.uint8)  # healthy where nothing is known
         labels[box] = tissues[largest] * lungs[box]
     labels[seen.hilar] = Tissue.HEALTHY

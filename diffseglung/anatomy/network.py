@@ -36,7 +36,7 @@ def find_weights() -> Path:
     """The file of R231's weights, where torch keeps what lungmask once downloaded."""
     if importlib.util.find_spec("lungmask") is None:
         raise NoNetwork(
-            "lungs by lungmask need that package, which is not installed (pip install 'diffseglung[lungmask]'); "
+            "lungs by lungmask need that package, which is not installed (pip install lungmask); "
             "leave anatomy.lungs as it is, shape, to find them without a network"
         )
     import torch  # is slow to import, and who finds the lungs by their shape does without

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -211,7 +212,7 @@ def bounded_sample(workspace: Workspace, config: RunConfig) -> Columns:
     columns = list(dict.fromkeys(TRAIN_COLUMNS + CELL_COLUMNS))
     arrays = workspace.sample(columns, config.sweep.patches, config.train.seed)
     keys = (arrays["x0"], arrays["y0"], arrays["z0"], arrays["case_id"].astype(str))
-    order = sorted(range(len(keys[0])), key=lambda i: tuple(key[i] for key in reversed(keys)))
+    order = np.lexsort(keys)
     return {name: column[order] for name, column in arrays.items()}
 
 
