@@ -7,6 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy.morphology import bounding_box, dilate, distance_mm
+from diffseglung.filters import eroded_by_box, smoothed_below
 from diffseglung.frozen import frozen
 from diffseglung.refine import lung_box
 
@@ -90,8 +91,7 @@ def _shell(lumen: np.ndarray) -> np.ndarray:
 
 
 def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> np.ndarray:
-    sigma = [config.smooth_mm / mm for mm in spacing_mm]
-    return (ndimage.gaussian_filter(hu.astype(np.float32), sigma) < config.air_hu) & inside
+    return smoothed_below(hu, [config.smooth_mm / mm for mm in spacing_mm], config.air_hu, inside)
 
 
 def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterator[tuple[np.ndarray, Box]]:
@@ -101,8 +101,7 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
     """
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     width = [2 * round(config.neck_mm / mm) + 1 for mm in spacing_mm]
-    cores = ndimage.minimum_filter(air.view(np.uint8), width, mode="constant").view(bool)
-    labels = cc3d.connected_components(cores, connectivity=6)
+    labels = cc3d.connected_components(eroded_by_box(air, width), connectivity=6)
     stats = cc3d.statistics(labels, no_slice_conversion=False)
     room_mm = config.wall_mm + max(config.reach_mm, *spacing_mm) + config.neck_mm
     for label in range(1, int(labels.max()) + 1):

@@ -6,7 +6,9 @@ builds the image of a cluster, or the first case on every node waits for half a 
 
 import numpy as np
 
+from diffseglung.cavity import CavityConfig, find_cavities
 from diffseglung.config import smoke
+from diffseglung.densities import Densities, voxels_of
 from diffseglung.grid import largest_of
 from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.prepare import prepare_case
@@ -22,7 +24,11 @@ def compile_all() -> None:
     prepare_case("phantom", Volume.from_array(phantom.hu, phantom.spacing_mm), smoke())
     posterior = np.full((2, *phantom.hu.shape), 0.5, np.float32)
     grid = Volume.from_array(phantom.hu, phantom.spacing_mm).grid
-    largest_of(posterior, grid, grid, phantom.lungs)
+    labels = largest_of(posterior, grid, grid, phantom.lungs)
+    find_cavities(phantom.hu, phantom.lungs, ~phantom.lungs, phantom.spacing_mm, CavityConfig())
+    for part in (slice(None), slice(1, None)):  # whole arrays and boxes in them are compiled apart
+        Densities.of(phantom.hu[:, part], labels[:, part])
+        voxels_of(labels[:, part])
     sobel_diffusion(posterior, phantom.hu, phantom.lungs, phantom.spacing_mm, RefineConfig())
 
 

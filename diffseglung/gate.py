@@ -210,11 +210,6 @@ class Peaks:
         return f"{words}; it looks shifted by {usual:+d}: {cure}"
 
 
-def peaks_of(hu: np.ndarray) -> Peaks:
-    """The two peaks of a volume of HU (z, y, x)."""
-    return find_peaks(_histogram(hu))
-
-
 def find_peaks(counts: np.ndarray) -> Peaks:
     """The two peaks of a histogram over `RANGE_HU`, either side of the threshold that parts it best (Otsu).
 

@@ -177,72 +177,114 @@ def resample_map(array: np.ndarray, source: Grid, target: Grid, fill: float = 0.
     return _sample(np.asarray(array, dtype=np.float32), source, target, sitk.sitkLinear, fill)
 
 
-def largest_of(maps: np.ndarray, source: Grid, target: Grid, where: np.ndarray) -> np.ndarray:
-    """Which of several maps is the largest at each voxel of another grid: uint8 (z, y, x), 1 for the first.
+def coarser_of(source: Grid, target: Grid) -> Grid:
+    """About the centre of both, along each axis with the wider of their spacings: what `respace` must smooth for.
 
-    maps float32 (k, z, y, x) on `source`, read linearly and held constant beyond its outermost voxels; where: bool on
-    `target`, which voxels are asked. 0 where none is asked, or no map is above 0. Both grids have the same axes.
-    The maps are never on the finer grid: a row of voxels at a time lies in the cache.
+    From there to `target` linear interpolation is all that `respace` would do.
     """
-    matrix = np.round(np.linalg.inv(source.affine) @ target.affine, 9)
-    if maps.shape[1:] != source.shape or where.shape != target.shape:
-        raise ValueError(f"maps {maps.shape} or mask {where.shape} are not on their grids")
-    if np.count_nonzero(matrix[:3, :3] - np.diag(np.diag(matrix[:3, :3]))):
+    # To whole micrometres, as there.
+    is_coarser = [
+        round(new, 3) > round(old, 3) for old, new in zip(source.spacing_mm, target.spacing_mm, strict=True)
+    ]
+    z, y, x = (
+        b if coarser else a for a, b, coarser in zip(source.shape, target.shape, is_coarser, strict=True)
+    )
+    affine = source.affine.copy()
+    affine[:, :3] = np.where(is_coarser, target.affine[:, :3], source.affine[:, :3])
+    middle = (np.asarray(target.shape) - 1) / 2
+    affine[:3, 3] = target.at_mm(middle.tolist()) - affine[:3, :3] @ ((np.array([z, y, x]) - 1) / 2)
+    return Grid((z, y, x), affine)
+
+
+Reading = tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]
+
+
+def linear_reading(source: Grid, target: Grid) -> Reading:
+    """Along (z, y, x), between which two voxels of `source` each of `target` lies, and its share of the second.
+
+    What lies beyond the outermost voxels is as they are. Raises ValueError where the axes of both are not parallel.
+    """
+    matrix = _index_to_index(source, target)
+    if not _is_parallel(matrix):
         raise ValueError("the axes of both grids must be parallel")
-    lows, highs, shares = [], [], []
+    reading = []
     for axis, (count, new_count) in enumerate(zip(source.shape, target.shape, strict=True)):
         at = np.clip(np.arange(new_count) * matrix[axis, axis] + matrix[axis, 3], 0, count - 1)
         low = np.minimum(at.astype(np.int64), max(0, count - 2))
-        lows.append(low)
-        highs.append(np.minimum(low + 1, count - 1))
-        shares.append((at - low).astype(np.float32))
+        reading.append((low, np.minimum(low + 1, count - 1), (at - low).astype(np.float32)))
+    return tuple(reading)
+
+
+def largest_of(
+    maps: np.ndarray, source: Grid, target: Grid, where: np.ndarray, names: np.ndarray | None = None
+) -> np.ndarray:
+    """Which of several maps is the largest at each voxel of another grid: uint8 (z, y, x), 1 for the first.
+
+    maps float32 (k, z, y, x) on `source`, read linearly and held constant beyond its outermost voxels; where: bool on
+    `target`, which voxels are asked. 0 where none is asked. `names` (k + 1) are given instead of 0 .. k, the first
+    where no map is above 0. Both grids have the same axes.
+    The maps are never on the finer grid: a row of voxels at a time lies in the cache.
+    """
+    if maps.shape[1:] != source.shape or where.shape != target.shape:
+        raise ValueError(f"maps {maps.shape} or mask {where.shape} are not on their grids")
+    names = np.arange(len(maps) + 1) if names is None else names
     out = np.zeros(target.shape, np.uint8)
-    row = np.empty((source.shape[2], len(maps)), np.float32)
     last_axis = np.ascontiguousarray(np.moveaxis(maps, 0, -1), np.float32)
-    _largest(last_axis, tuple(lows), tuple(highs), tuple(shares), where, row, out)
+    _largest(last_axis, linear_reading(source, target), where, names.astype(np.uint8), out)
     return out
 
 
 @numba.njit(nogil=True, cache=True)
-def _largest(maps, low, high, share, where, row, out):
+def _largest(maps, at, where, names, out):
+    (low_z, high_z, share_z), (low_y, high_y, share_y), (low_x, high_x, share_x) = at
+    row = np.empty(maps.shape[2:], np.float32)
     for z in range(out.shape[0]):
-        z0, z1, dz = low[0][z], high[0][z], share[0][z]
+        z0, z1, dz = low_z[z], high_z[z], share_z[z]
         for y in range(out.shape[1]):
-            y0, y1, dy = low[1][y], high[1][y], share[1][y]
+            y0, y1, dy = low_y[y], high_y[y], share_y[y]
             first, last = out.shape[2], -1
             for x in range(out.shape[2]):
                 if where[z, y, x]:
                     first, last = min(first, x), x
             if last < 0:
                 continue
-            for x in range(low[2][first], high[2][last] + 1):
+            for x in range(low_x[first], high_x[last] + 1):
                 for k in range(row.shape[1]):
                     before = maps[z0, y0, x, k] + dz * (maps[z1, y0, x, k] - maps[z0, y0, x, k])
                     behind = maps[z0, y1, x, k] + dz * (maps[z1, y1, x, k] - maps[z0, y1, x, k])
                     row[x, k] = before + dy * (behind - before)
             for x in range(first, last + 1):
                 if where[z, y, x]:
-                    x0, x1, dx = low[2][x], high[2][x], share[2][x]
+                    x0, x1, dx = low_x[x], high_x[x], share_x[x]
                     best, which = np.float32(0), 0
                     for k in range(row.shape[1]):
                         value = row[x0, k] + dx * (row[x1, k] - row[x0, k])
                         if value > best:
                             best, which = value, k + 1
-                    out[z, y, x] = which
+                    out[z, y, x] = names[which]
 
 
 def resample_labels(labels: np.ndarray, source: Grid, target: Grid) -> np.ndarray:
     """Labels carried to another grid: uint8 (z, y, x), nearest voxel, 0 outside."""
-    return _sample(np.asarray(labels).astype(np.uint8), source, target, sitk.sitkNearestNeighbor, 0)
+    labels = np.asarray(labels).astype(np.uint8, copy=False)
+    matrix = _index_to_index(source, target)
+    if not _is_parallel(matrix):
+        return _sample(labels, source, target, sitk.sitkNearestNeighbor, 0)
+    _check_shape(labels, source)
+    places = [
+        np.floor(np.arange(count) * matrix[axis, axis] + matrix[axis, 3] + 0.5).astype(np.int64)
+        for axis, count in enumerate(target.shape)
+    ]
+    inside = [(at >= 0) & (at < count) for at, count in zip(places, source.shape, strict=True)]
+    out = np.zeros(target.shape, np.uint8)
+    out[np.ix_(*inside)] = labels[np.ix_(*(at[known] for at, known in zip(places, inside, strict=True)))]
+    return out
 
 
 def _sample(array: np.ndarray, source: Grid, target: Grid, interpolator: int, fill: float) -> np.ndarray:
     """`array` read at every voxel centre of `target`, in index space, so that any affine will do."""
-    if array.shape != source.shape:
-        raise ValueError(f"the array has shape {array.shape}, its grid says {source.shape}")
-    matrix = np.linalg.inv(source.affine) @ target.affine  # target index to source index, (z, y, x)
-    # The round trip through millimetres costs about 1e-13 voxels; without this, whole indices would miss.
-    matrix = np.round(matrix, 9)
+    _check_shape(array, source)
+    matrix = _index_to_index(source, target)
     transform = sitk.AffineTransform(3)
     transform.SetMatrix(matrix[:3, :3][::-1, ::-1].ravel().tolist())
     transform.SetTranslation(matrix[:3, 3][::-1].tolist())
@@ -258,3 +300,19 @@ def _sample(array: np.ndarray, source: Grid, target: Grid, interpolator: int, fi
         outputPixelType=image.GetPixelID(),
     )
     return sitk.GetArrayFromImage(moved)
+
+
+def _check_shape(array: np.ndarray, grid: Grid) -> None:
+    if array.shape != grid.shape:
+        raise ValueError(f"the array has shape {array.shape}, its grid says {grid.shape}")
+
+
+def _index_to_index(source: Grid, target: Grid) -> np.ndarray:
+    """Takes an index (z, y, x, 1) of `target` to that of `source`."""
+    # The round trip through millimetres costs about 1e-13 voxels; without this, whole indices would miss.
+    return np.round(np.linalg.inv(source.affine) @ target.affine, 9)
+
+
+def _is_parallel(matrix: np.ndarray) -> bool:
+    """Whether each axis of one grid runs along the same axis of the other."""
+    return not np.count_nonzero(matrix[:3, :3] - np.diag(np.diag(matrix[:3, :3])))

@@ -91,7 +91,7 @@ class Model:
         load_weights(student, weights)
         return Model(
             config=config,
-            student=student.eval().requires_grad_(False),
+            student=student.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
             standardiser=standardiser,
             mixture=Mixture(config.mixture, config.tissue, standardiser, arrays),
             info=description["info"],

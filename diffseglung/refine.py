@@ -62,6 +62,7 @@ class Runs(NamedTuple):
 # Voxels, tuned on one core: a piece and its neighbours fit the cache, a gap costs less than a new stretch.
 PIECE = 2048
 GAP = 64
+ROUNDING = 1e-5  # that much may be missing from a sum of one
 
 
 def sobel_diffusion(
@@ -79,7 +80,8 @@ def sobel_diffusion(
     posterior: u0, float32 (k, z, y, x), one map a tissue. hu, lungs: (z, y, x). feature_edges: float
     (z, y, x), 1 where an edge is as strong as `edge_hu`. Returns float32 (k, z, y, x); outside the lung it
     is u0.
-    Every class takes the same convex steps, so maps that summed to one still do. `threads` changes no bit.
+    Every class takes the same convex steps, so maps that summed to one still do, and one of them is what the others
+    leave. `threads` changes no bit.
     """
     _check(posterior, hu, lungs, feature_edges, config)
     refined = np.array(posterior, dtype=np.float32)
@@ -92,18 +94,29 @@ def sobel_diffusion(
     runs = _runs(np.pad(lungs, 1))
     stride = (flow[0].size, flow.shape[2], 1)
     # Relative to the finest axis no weight exceeds 1, so one dt is stable on every grid.
-    step = tuple(np.float32(0.5 * config.dt * (min(spacing_mm) / mm) ** 2) for mm in spacing_mm)
+    step = [np.float32(0.5 * config.dt * (min(spacing_mm) / mm) ** 2) for mm in spacing_mm]
+    gates = tuple(_gates(flow, axis, step[axis]).ravel() for axis in range(3))
 
     def settle(k: int) -> None:
         anchor = np.pad(refined[(k, *box)], 1)
         u, other = anchor.copy(), anchor.copy()
-        flat = (u.ravel(), other.ravel(), anchor.ravel(), flow.ravel())
-        _diffuse(*flat, runs, stride, step, np.float32(config.rho), config.iterations)
+        flat = (u.ravel(), other.ravel(), anchor.ravel())
+        _diffuse(*flat, gates, runs, stride, np.float32(config.rho), config.iterations)
         last = u if config.iterations % 2 == 0 else other
         np.copyto(refined[(k, *box)], last[1:-1, 1:-1, 1:-1], where=lungs)
 
+    inside = refined[(slice(None), *box)]
+    moving = [k for k, u in enumerate(inside) if u.any()]  # what is nowhere stays nowhere
+    whole = inside.sum(axis=0)
+    sums_to_one = len(moving) > 1 and bool(
+        np.abs(whole - 1, where=lungs, out=np.zeros_like(whole)).max() < ROUNDING
+    )
+    rest = moving.pop(0) if sums_to_one else None
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(settle, range(len(refined))))
+        list(pool.map(settle, moving))
+    if rest is not None:
+        left = np.maximum(1 - inside[moving].sum(axis=0), 0)
+        np.copyto(inside[rest], left, where=lungs)
     return refined
 
 
@@ -172,13 +185,15 @@ def temper(
 
 def lung_box(lungs: np.ndarray) -> tuple[slice, slice, slice] | None:
     """The smallest box (z, y, x) that holds the lungs, or None where there are none."""
-    found = []
-    for axis in range(3):
-        hit = np.flatnonzero(lungs.any(axis=tuple({0, 1, 2} - {axis})))
-        if not len(hit):
-            return None
-        found.append(slice(int(hit[0]), int(hit[-1]) + 1))
-    return found[0], found[1], found[2]
+    inside_z = np.flatnonzero([plane.any() for plane in lungs])
+    if not len(inside_z):
+        return None
+    flat = np.any(lungs[inside_z[0] : inside_z[-1] + 1], axis=0)
+    z, y, x = (
+        slice(int(hit[0]), int(hit[-1]) + 1)
+        for hit in (inside_z, np.flatnonzero(flat.any(axis=1)), np.flatnonzero(flat.any(axis=0)))
+    )
+    return z, y, x
 
 
 def _check(
@@ -217,8 +232,18 @@ def _runs(lungs: np.ndarray) -> Runs:
     return Runs(np.array(first, np.int64), np.array(begins, np.int64), np.array(ends, np.int64))
 
 
+def _gates(flow: np.ndarray, axis: int, step: np.float32) -> np.ndarray:
+    """What passes a step between each voxel and the one before it along an axis: float32, in the shape of `flow`.
+
+    The mean of their conductances: the least of them would place a step edge twice. Nothing comes from outside the
+    lung, where conductance is 0.
+    """
+    before = np.roll(flow, 1, axis)
+    return np.where((flow > 0) & (before > 0), step * (flow + before), np.float32(0))
+
+
 @numba.njit(nogil=True, cache=True)
-def _diffuse(u, other, anchor, flow, runs, stride, step, rho, iterations):
+def _diffuse(u, other, anchor, gates, runs, stride, rho, iterations):
     """All steps of one class, to and fro between two flat buffers; after an even number the result is in `u`.
 
     Four steps advance together as a wave through z: step t may treat plane z as soon as step t - 1 has
@@ -232,26 +257,17 @@ def _diffuse(u, other, anchor, flow, runs, stride, step, rho, iterations):
                 if 0 <= front - t < depth:
                     old, new = (u, other) if (begun + t) % 2 == 0 else (other, u)
                     for r in range(runs.first[front - t], runs.first[front - t + 1]):
-                        _step(runs.begin[r], runs.end[r], old, new, anchor, flow, stride, step, rho)
+                        _step(runs.begin[r], runs.end[r], old, new, anchor, gates, stride, rho)
 
 
 @numba.njit(nogil=True, cache=True)
-def _step(b, e, old, new, anchor, flow, stride, step, rho):
+def _step(b, e, old, new, anchor, gates, stride, rho):
     """One step on one run: each voxel leans to its anchor and trades with its six neighbours."""
-    out, u, g = new[b:e], old[b:e], flow[b:e]
+    out, u = new[b:e], old[b:e]
     _lean(out, u, anchor[b:e], rho)
     for axis in range(3):
-        s = stride[axis]
-        _trade(
-            out,
-            u,
-            g,
-            old[b - s : e - s],
-            flow[b - s : e - s],
-            old[b + s : e + s],
-            flow[b + s : e + s],
-            step[axis],
-        )
+        s, gate = stride[axis], gates[axis]
+        _trade(out, u, old[b - s : e - s], gate[b:e], old[b + s : e + s], gate[b + s : e + s])
 
 
 # Short loops over few arrays: the compiler vectorises these, and not one loop over all fifteen.
@@ -262,10 +278,6 @@ def _lean(out, u, anchor, rho):
 
 
 @numba.njit(nogil=True, cache=True)
-def _trade(out, u, g, u_before, g_before, u_behind, g_behind, step):
-    """Between two voxels the mean of their conductances: the least of them would place a step edge twice."""
+def _trade(out, u, before, gate_before, behind, gate_behind):
     for i in range(len(out)):
-        # Nothing comes from outside the lung, where conductance is 0.
-        before = g[i] + g_before[i] if g_before[i] > 0 else np.float32(0)
-        behind = g[i] + g_behind[i] if g_behind[i] > 0 else np.float32(0)
-        out[i] += step * (before * (u_before[i] - u[i]) + behind * (u_behind[i] - u[i]))
+        out[i] += gate_before[i] * (before[i] - u[i]) + gate_behind[i] * (behind[i] - u[i])

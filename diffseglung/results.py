@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from diffseglung import report
+from diffseglung.densities import Densities
 from diffseglung.dicom_seg import write_dicom_seg
-from diffseglung.gate import peaks_of
+from diffseglung.gate import find_peaks
 from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES
 from diffseglung.segment import Segmentation
@@ -81,15 +82,15 @@ def case_result(case_id: str, volume: Volume, segmentation: Segmentation, **orig
 
     Density is that of the lung mask without airways; LAA-950 is the share of its voxels below -950 HU.
     """
-    lungs, labels, voxel_ml = segmentation.anatomy.lungs, segmentation.labels, volume.grid.voxel_ml
-    hu = volume.hu[lungs]
-    peaks = peaks_of(volume.hu)
+    seen, voxel_ml = Densities.of(volume.hu, segmentation.labels), volume.grid.voxel_ml
+    tissue_ml = voxel_ml * seen.voxels[1:]
+    peaks = find_peaks(seen.counts.sum(axis=0))
     result = CaseResult(
         case_id=case_id,
-        lung_ml=float(lungs.sum() * voxel_ml),
-        tissue_ml=tuple(float(np.count_nonzero(labels == t) * voxel_ml) for t in TISSUES),
-        mean_lung_hu=float(hu.mean()),
-        laa950_pct=float(100 * (hu < LAA_HU).mean()),
+        lung_ml=float(tissue_ml.sum()),
+        tissue_ml=tuple(float(tissue_ml[t - 1]) for t in TISSUES),
+        mean_lung_hu=seen.mean_hu(),
+        laa950_pct=100 * seen.share_below(LAA_HU),
         uncertainty=segmentation.uncertainty,
         uncertain_pct=segmentation.uncertain_pct,
         teacher_distance=segmentation.teacher_distance,

@@ -187,12 +187,12 @@ def to_voxels(coarse: np.ndarray, scan: Scan) -> np.ndarray:
 def enclosed_air(volume: Volume, anatomy: Anatomy, config: Config) -> np.ndarray:
     """Cavities on the volume's own grid, where their walls are still thin and whole: bool (z, y, x)."""
     cavities = np.zeros(volume.shape, bool)
-    box = lung_box(anatomy.lungs)
+    box = lung_box(anatomy.side)
     if box is not None:
-        found = find_cavities(
-            volume.hu[box], anatomy.lungs[box], anatomy.airways[box], volume.spacing_mm, config.cavity
-        )
-        cavities[box] = found & ~anatomy.airways[box]
+        near = anatomy.within(box)
+        airways = near.airways
+        found = find_cavities(volume.hu[box], near.lungs, airways, volume.spacing_mm, config.cavity)
+        cavities[box] = found & ~airways
     return cavities
 
 
@@ -201,11 +201,12 @@ def hilar_vessels(volume: Volume, anatomy: Anatomy, scan: Scan, hilum_mm: float)
 
     Further out a honeycomb's walls may pass for vessels; here hardly anything but vessels looks like one.
     """
-    hilar = anatomy.vessels
-    box = lung_box(hilar)
+    hilar = np.zeros(volume.shape, bool)
+    box = lung_box(anatomy.side)
     if box is not None:
         near = distance_mm(scan.airways, scan.grid.spacing_mm) < hilum_mm
-        hilar[box] &= resample_labels(near, scan.grid, crop_grid(volume.grid, box)) > 0
+        near = resample_labels(near, scan.grid, crop_grid(volume.grid, box)) > 0
+        hilar[box] = anatomy.within(box).vessels & near
     return hilar
 
 
@@ -221,15 +222,13 @@ def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
 
 def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
-    lungs = seen.anatomy.lungs
-    labels = np.zeros(lungs.shape, np.uint8)
-    box = lung_box(lungs)
+    labels = np.zeros(seen.volume.shape, np.uint8)
+    box = lung_box(seen.anatomy.side)
     if box is not None:
         found = [t for t in TISSUES if t != Tissue.CAVITY]  # cavities are known on this very grid
-        maps = posteriors[[t - 1 for t in found]]
-        largest = largest_of(maps, seen.scan.grid, crop_grid(seen.volume.grid, box), lungs[box])
-        tissues = np.array([Tissue.HEALTHY, *found], np.uint8)  # healthy where nothing is known
-        labels[box] = tissues[largest] * lungs[box]
-    labels[seen.hilar] = Tissue.HEALTHY
-    labels[seen.cavities] = Tissue.CAVITY
+        names = np.array([Tissue.HEALTHY, *found], np.uint8)  # healthy where nothing is known
+        maps, grid = posteriors[[t - 1 for t in found]], crop_grid(seen.volume.grid, box)
+        labels[box] = largest_of(maps, seen.scan.grid, grid, seen.anatomy.within(box).lungs, names)
+        np.copyto(labels[box], np.uint8(Tissue.HEALTHY), where=seen.hilar[box])
+        np.copyto(labels[box], np.uint8(Tissue.CAVITY), where=seen.cavities[box])
     return labels

@@ -5,7 +5,6 @@ towards the patient's left. Shown as stored, an axial slice is in radiological c
 how the file had it, so that results go out on the input's own grid, voxel for voxel.
 """
 
-import gzip
 import hashlib
 import math
 import os
@@ -19,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
+from isal import igzip, isal_zlib
 
 from diffseglung.dicom import is_dicom, place_stack, read_stack
 from diffseglung.gate import UnreadableScan, VolumeConfig, as_hu, check_grid, check_size
@@ -69,8 +69,9 @@ NIFTI_GEOMETRY = (
     *("quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("srow_x", "srow_y", "srow_z"),
 )
+DAMAGED: type[Exception] = isal_zlib.error  # type: ignore[assignment]
 NIFTI_ERRORS = (
-    *(OSError, EOFError, ValueError, zlib.error),
+    *(OSError, EOFError, ValueError, zlib.error, DAMAGED),
     *(nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError),
 )
 # Padding after the voxels is harmless; a stream that goes on and on is not.
@@ -393,7 +394,7 @@ def _nifti_values(path: Path, shape: tuple[int, ...], proxy: nib.arrayproxy.Arra
     taken than the file can fill.
     """
     stored = np.empty(shape, proxy.dtype)
-    with gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
+    with igzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb") as file:
         file.seek(int(proxy.offset))
         for number, part in enumerate(stored):
             if file.readinto(part.view(np.uint8).reshape(-1)) != part.nbytes:
@@ -533,9 +534,18 @@ def _write(path: Path, stored: np.ndarray, source: Source) -> None:
         raise ValueError(f"{path}: the name must end in one of {', '.join(KINDS)}")
     with written_whole(path) as beside:
         if kind == "nifti":
-            nib.save(_nifti_image(stored, source), beside)
+            _save_nifti(_nifti_image(stored, source), beside)
         else:
             sitk.WriteImage(_itk_image(stored, source.grid), str(beside), useCompression=True)
+
+
+def _save_nifti(image: nib.Nifti1Image, path: Path) -> None:
+    if path.suffix.lower() != ".gz":
+        nib.save(image, path)
+        return
+    # The same voxels give the same bytes: no time and no name goes in.
+    with path.open("wb") as file, igzip.IGzipFile("", "wb", 1, file, mtime=0) as packed:
+        image.to_stream(packed)
 
 
 def _nifti_image(stored: np.ndarray, source: Source) -> nib.Nifti1Image:

@@ -4,27 +4,25 @@ No network and no learned weights unless asked for: air, enclosure, shape. The w
 about 2 mm; the answer is on the volume's own.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from diffseglung.anatomy.airways import add_small_bronchi, find_trachea, grow_airways
+from diffseglung.anatomy.full_grid import to_full_grid
 from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_air, split_sides
 from diffseglung.anatomy.morphology import bounding_box, dilate
 from diffseglung.anatomy.network import lungs_by_network
 from diffseglung.anatomy.vessels import find_vessels
 from diffseglung.frozen import frozen
-from diffseglung.grid import Grid, respace
+from diffseglung.grid import respace
 from diffseglung.labels import Structure
 from diffseglung.volume import Volume, resample
 
 Watch = Callable[[str], AbstractContextManager[None]]
 WAYS = ("shape", "lungmask")
-SLAB_SLICES = 48
-TOUCHED = 0.02  # share of a vessel in a voxel
 
 
 def _unwatched(_: str) -> AbstractContextManager[None]:
@@ -91,6 +89,10 @@ class Anatomy:
         """The vessels inside the lungs and the walls of the bronchi beside them (bool)."""
         return self.labels == Structure.VESSEL
 
+    def within(self, box: tuple[slice, slice, slice]) -> "Anatomy":
+        """The part in a box of the grid; nothing is copied."""
+        return Anatomy(self.labels[box], self.side[box], self.voxel_ml, self.notes)
+
     @property
     def right_ml(self) -> float:
         """Volume of the right lung, vessels included."""
@@ -140,7 +142,9 @@ def find_anatomy(
             hu[box], inside, airways[box], spacing_mm, hilum_mm=config.hilum_mm
         )
     with watch("full grid"):
-        return _on_grid(volume, side, bronchi, vessels, rim_hu, lungs, work.grid, notes)
+        found = (side, bronchi, vessels, rim_hu)
+        labels, full_side = to_full_grid(*found, work.grid, volume.hu, volume.grid, lungs)
+    return Anatomy(labels=labels, side=full_side, voxel_ml=volume.grid.voxel_ml, notes=notes)
 
 
 def _find_sides(
@@ -182,49 +186,3 @@ def _given_sides(lungs: np.ndarray, volume: Volume, work: Volume) -> np.ndarray:
         raise NoLungs("the given lung mask is empty")
     share = respace(lungs > 0, volume.grid, work.grid)
     return split_sides(share >= min(0.5, share.max()), work.spacing_mm)
-
-
-def _on_grid(
-    volume: Volume,
-    side: np.ndarray,
-    airways: np.ndarray,
-    vessels: np.ndarray,
-    rim_hu: np.ndarray,
-    lungs: np.ndarray | None,
-    source: Grid,
-    notes: tuple[str, ...],
-) -> Anatomy:
-    """The working grid's answer on the volume's grid: shares of a voxel interpolated, and cut at one half.
-
-    A voxel that a vessel only touches is the vessel's too where it is denser than `rim_hu`.
-    """
-    target = volume.grid
-    labels, fine_side = np.zeros(target.shape, np.uint8), np.zeros(target.shape, np.uint8)
-    for slab in _slabs((side > 0) | airways, source, target, whole=lungs is not None):
-        right, left, airway, vessel, rim = (
-            respace(map_, source, target, slab) for map_ in (side == 1, side == 2, airways, vessels, rim_hu)
-        )
-        inside = (right + left > 0.5) & (airway <= 0.5) if lungs is None else lungs[slab] > 0
-        fine_side[slab] = np.where(right >= left, np.uint8(1), np.uint8(2)) * inside
-        labels[slab] = fine_side[slab]
-        labels[slab][(airway > 0.5) & ~inside] = Structure.AIRWAY
-        labels[slab][inside & ((vessel > 0.5) | ((vessel > TOUCHED) & (volume.hu[slab] > rim)))] = (
-            Structure.VESSEL
-        )
-    return Anatomy(labels=labels, side=fine_side, voxel_ml=target.voxel_ml, notes=notes)
-
-
-def _slabs(
-    mask: np.ndarray, source: Grid, target: Grid, *, whole: bool
-) -> Iterator[tuple[slice, slice, slice]]:
-    """Boxes of the target, a few slices each, that cover the mask (or all of it): memory stays a slab's."""
-    box = [(0, count) for count in target.shape]
-    if not whole:
-        held = bounding_box(mask, 2 * max(source.spacing_mm), source.spacing_mm)
-        corners = np.array(list(product(*((one.start, one.stop - 1) for one in held), (1,))))
-        at = (np.linalg.inv(target.affine) @ source.affine @ corners.T)[:3]
-        low, high = np.floor(at.min(1)).astype(int), np.ceil(at.max(1)).astype(int) + 1
-        box = [(max(0, a), min(n, b)) for a, b, n in zip(low, high, target.shape, strict=True)]
-    (z0, z1), y, x = box
-    for z in range(z0, z1, SLAB_SLICES):
-        yield slice(z, min(z + SLAB_SLICES, z1)), slice(*y), slice(*x)

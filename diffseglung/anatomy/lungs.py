@@ -37,8 +37,7 @@ def lung_air(hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
     extent_mm2 = np.maximum(sizes * voxel_mm3, 1) ** (2 / 3)
     openness = _area_on_sides(parts, len(sizes), spacing_mm) / extent_mm2
     large = numbers[(sizes * voxel_mm3 > 100_000)]
-    medians = dict(zip(large, ndimage.median(hu, parts, large), strict=True)) if large.size else {}
-    closed = [n for n in large if openness[n] < 0.5 and ROOM_AIR_HU < medians[n] < -500]
+    closed = [n for n in large if openness[n] < 0.5 and ROOM_AIR_HU < np.median(hu[parts == n]) < -500]
     if closed:
         return np.isin(parts, numbers[(numbers > 0) & (openness < 0.5)])
     empty = [n for n in large if _mode_hu(hu[parts == n]) < ROOM_AIR_HU]

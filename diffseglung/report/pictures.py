@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffseglung.densities import Densities
 from diffseglung.labels import DISEASES, TISSUE_RGB, TISSUES, Tissue
 
 WINDOW_HU = (-1350, 150)
@@ -280,13 +281,7 @@ def thumbnail(hu: np.ndarray, labels: np.ndarray, spacing_mm: tuple[float, float
 
 def histogram_ml(hu: np.ndarray, labels: np.ndarray, voxel_ml: float) -> dict[str, tuple[float, ...]]:
     """Millilitres in each HU bin for every tissue that is there."""
-    edges = BIN_EDGES_HU
-    counts = np.zeros((max(Tissue) + 1, len(edges) - 1), np.int64)
-    for hu_slice, labels_slice in zip(hu, labels, strict=True):
-        inside = labels_slice > 0
-        bins = (np.clip(hu_slice[inside], edges[0], edges[-1] - 1) - edges[0]) // (edges[1] - edges[0])
-        flat = labels_slice[inside].astype(np.intp) * counts.shape[1] + bins
-        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    counts = Densities.of(hu, labels).in_bins(BIN_EDGES_HU)
     return {
         tissue.key: tuple(round(float(n * voxel_ml), 3) for n in counts[tissue])
         for tissue in TISSUES

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from diffseglung.densities import voxels_of
 from diffseglung.labels import DISEASES, STRUCTURE_RGB, TISSUE_RGB, TISSUES, Structure
 from diffseglung.report import pictures as pic
 
@@ -106,7 +107,8 @@ def _legend(
     draw: ImageDraw.ImageDraw, corner: tuple[int, int], labels: np.ndarray, voxel_ml: float, airways: bool
 ) -> None:
     """Colours, millilitres and shares of the whole scan."""
-    volume_ml = {tissue: np.count_nonzero(labels == tissue) * voxel_ml for tissue in TISSUES}
+    voxels = voxels_of(labels)
+    volume_ml = {tissue: float(voxels[tissue]) * voxel_ml for tissue in TISSUES}
     lung_ml = sum(volume_ml.values())
     left, y = corner
     right = WIDTH_PX - 2 * GAP_PX
