@@ -124,6 +124,7 @@ CRITERIA: dict[str, Callable[[Partition], float]] = {
     "hu_purity": lambda one: explained(one.hu, one.names),
     "prototype_likeness": lambda one: likeness(one.names, one.expected),
 }
+NEEDS_NAMES = ("noise_stability", "cohort_stability", "hu_purity", "prototype_likeness")
 NEEDS_NOISE = ("noise_stability",)
 NEEDS_HALVES = ("cohort_stability",)
 IN_WORDS: dict[str, str] = {

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from diffseglung.config import Config
-from diffseglung.criteria import CRITERIA, NEEDS_HALVES, NEEDS_NOISE, SURE, Partition
+from diffseglung.criteria import CRITERIA, NEEDS_HALVES, NEEDS_NAMES, NEEDS_NOISE, SURE, Partition
 from diffseglung.features import COMBINE, FeatureConfig, encode, sample_cells
 from diffseglung.mixture import COVARIANCES, CellTable, Mixture, couple, fit_cells, softmax
 from diffseglung.patches import regrid, seed_of
@@ -251,28 +251,34 @@ class Judge:
     def __init__(self, seen: Seen, config: Config, standardiser: Standardiser) -> None:
         self.seen, self.config, self.standardiser = seen, config, standardiser
         self.modes = judged_modes(config)
-        self.known: dict[tuple[Setting, str], float] = {}
+        self.known: dict[tuple[Setting, str, str], float] = {}
 
     def score(self, setting: Setting, criterion: str) -> float:
         """One criterion, mean over the modes that count."""
-        key = (setting, criterion)
-        if key not in self.known:
-            scores = self.scores(setting, (criterion,))
-            self.known[key] = float(np.mean([scores[mode][criterion] for mode in self.modes]))
-        return self.known[key]
+        found = []
+        for mode in self.modes:
+            telling = what_tells(setting, Setting.of(self.config), mode, criterion)
+            key = (telling, mode, criterion)
+            if key not in self.known:
+                self.known[key] = self.scores(telling, (criterion,), (mode,))[mode][criterion]
+            found.append(self.known[key])
+        return float(np.mean(found))
 
-    def scores(self, setting: Setting, criteria: Sequence[str]) -> dict[str, dict[str, float]]:
+    def scores(
+        self, setting: Setting, criteria: Sequence[str], modes: Sequence[str] | None = None
+    ) -> dict[str, dict[str, float]]:
         """Several criteria for each mode."""
+        modes = modes or self.modes
         fitted, judged, redrawn = self.seen.columns(setting)
         config = setting.put_into(self.config)
         table = self.seen.fit._replace(features=fitted)
         cells, noisy = (self.seen.judge._replace(features=f) for f in (judged, redrawn))
-        mixture = self.fit(table, config)
+        mixture = self.fit(table, config, modes)
         halves: tuple[Mixture, ...] = ()
         if set(criteria) & set(NEEDS_HALVES):
-            halves = tuple(self.fit(table.rows(rows), config) for rows in self._halves())
+            halves = tuple(self.fit(table.rows(rows), config, modes) for rows in self._halves())
         found = {}
-        for mode in self.modes:
+        for mode in modes:
             clusters, space = clustering(mixture, cells, mode)
             names = self._names(mixture, cells, mode)
             one = Partition(
@@ -288,9 +294,9 @@ class Judge:
             found[mode] = {name: CRITERIA[name](one) for name in criteria}
         return found
 
-    def fit(self, table: CellTable, config: Config) -> Mixture:
-        """The mixture of the modes that count."""
-        return fit_cells(table, config.mixture, config.tissue, self.standardiser, self.modes)
+    def fit(self, table: CellTable, config: Config, modes: Sequence[str]) -> Mixture:
+        """The mixture of some modes."""
+        return fit_cells(table, config.mixture, config.tissue, self.standardiser, modes)
 
     def _halves(self) -> list[np.ndarray]:
         """The fitted cells of every other case; of one case alone, every other cell."""
@@ -315,6 +321,16 @@ class Judge:
         return posterior.argmax(axis=1) + 1
 
 
+def what_tells(setting: Setting, own: Setting, mode: str, criterion: str) -> Setting:
+    """The setting, with the recipe's own where a criterion of a mode cannot tell the difference.
+
+    The anchored mixture has a Gaussian a tissue with one covariance, and neighbours are heard for names alone.
+    """
+    if mode != "published":
+        setting = replace(setting, clusters=own.clusters, covariance=own.covariance)
+    return setting if criterion in NEEDS_NAMES else replace(setting, potts=0.0)
+
+
 def clustering(mixture: Mixture, cells: CellTable, mode: str) -> tuple[np.ndarray, np.ndarray]:
     """Which cluster each cell is in before its neighbours are heard (n,), and the space (n, d) they live in."""
     if mode == "published":
@@ -333,11 +349,12 @@ class Judgement:
 
 
 def search_features(
-    score: Callable[[Setting], float], config: Config, count: int, seed: int
+    score: Callable[[Setting], float], config: Config, count: int, seed: int, criterion: str
 ) -> Iterator[Judgement]:
     """Judge the recipe's own setting, then as many as `count` in all that Optuna's TPE suggests, one after another.
 
-    Bergstra et al. 2011. The same seed and scores give the same suggestions.
+    Bergstra et al. 2011. The same seed and scores give the same suggestions. How much neighbours are heard stays as the
+    recipe has it where the criterion comes before that.
     """
     import optuna
 
@@ -351,7 +368,7 @@ def search_features(
         "combine": list(COMBINE),
         "clusters": sorted({*CLUSTERS, own.clusters}),
         "covariance": list(COVARIANCES),
-        "potts": sorted({*POTTS, own.potts}),
+        "potts": sorted({*POTTS, own.potts}) if criterion in NEEDS_NAMES else [own.potts],
     }
     study.enqueue_trial(own.row())
     for _ in range(count):

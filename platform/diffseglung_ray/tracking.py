@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -82,9 +82,15 @@ class Run:
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers at a global step, so that a restarted training draws one curve and not two."""
+        self.log_curves([(step, metrics)])
+
+    def log_curves(self, steps: Sequence[tuple[int, Mapping[str, float]]]) -> None:
+        """Numbers at several steps, at once: each call waits for the tracking server."""
         mlflow = _mlflow()
         now = int(time.time() * 1000)
-        points = [mlflow.entities.Metric(k, float(v), now, step) for k, v in metrics.items()]
+        points = [
+            mlflow.entities.Metric(k, float(v), now, step) for step, row in steps for k, v in row.items()
+        ]
         for first in range(0, len(points), METRICS_A_CALL):
             mlflow.MlflowClient().log_batch(self.id, metrics=points[first : first + METRICS_A_CALL])
 

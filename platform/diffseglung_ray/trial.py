@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -112,10 +113,7 @@ def judge_student(
     per_tile = (time.perf_counter() - began) / asked
     asks = Judge(seen, config, study.standardiser)
     count = study.sweep.settings_in_trial if study.inner else 1
-    found = search_features(
-        lambda setting: asks.score(setting, study.sweep.criterion), config, count, config.train.seed
-    )
-    return list(found), per_tile
+    return list(search(asks, study, config, count)), per_tile
 
 
 def _report(
@@ -244,10 +242,15 @@ def searched(study: Study, student: Student, config: Config, count: int) -> Iter
     asked = min(FITTED_PATCHES, len(teach["hu"])) + 2 * min(JUDGED_PATCHES, len(judge["hu"]))
     per_timestep = (time.perf_counter() - began) / asked / len(seen.timesteps) * study.tiles
     asks = Judge(seen, config, study.standardiser)
-    for one in search_features(
-        lambda setting: asks.score(setting, study.sweep.criterion), config, count, config.train.seed
-    ):
+    for one in search(asks, study, config, count):
         yield one, per_timestep * len(one.setting.timesteps)
+
+
+def search(asks: Judge, study: Study, config: Config, count: int) -> Iterator[Judgement]:
+    """So many settings of the features, judged as the study is told to."""
+    criterion = study.sweep.criterion
+    score = partial(asks.score, criterion=criterion)
+    return search_features(score, config, count, config.train.seed, criterion)
 
 
 def usual_tiles(lung_ml: np.ndarray, config: Config) -> float:

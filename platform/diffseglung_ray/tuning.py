@@ -50,6 +50,7 @@ from diffseglung_ray.workspace import Workspace, fit_standardiser, open_workspac
 STAGES = ("train", "features", "both")
 TRIAL_FAILURES = 2  # a trial goes on from its last rung on another machine so often
 PARAMETERS = ("temperature", "weight", "embedding", "lr", "lr_heads")
+SETTINGS_A_CALL = 20  # of which the tracking server hears at once
 CHOSEN = ("timesteps", "combine", "clusters", "covariance", "potts")
 
 SWEEP = named(
@@ -334,12 +335,17 @@ class Sweep:
         child.tag(sweep_part="features")
         rows: list[Row] = []
         logged = child.last_step("score") if known else -1
+        curve: list[tuple[int, Row]] = []
         for number, (one, scan_s) in enumerate(self._judgements(student, method, count)):
             rows.append(feature_row(one, number, scan_s, self.config.sweep.criterion, self.run.id, child.id))
             best = max(rows, key=lambda row: row["score"])
             print_setting(number, count, rows[-1], best)
             if number > logged:
-                child.log_metrics(number, {"score": one.score, "best_score": best["score"]})
+                curve.append((number, {"score": one.score, "best_score": best["score"]}))
+            if len(curve) == SETTINGS_A_CALL:
+                child.log_curves(curve)
+                curve = []
+        child.log_curves(curve)
         child.end("FINISHED")
         return rows
 

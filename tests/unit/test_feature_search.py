@@ -10,8 +10,9 @@ from made_model import to_numpy
 
 from diffseglung import feature_search
 from diffseglung.config import Config, recipe
-from diffseglung.criteria import CRITERIA
+from diffseglung.criteria import CRITERIA, NEEDS_NAMES
 from diffseglung.feature_search import (
+    POTTS,
     SEEING,
     Columns,
     Judge,
@@ -26,7 +27,7 @@ from diffseglung.feature_search import (
     timestep_sets,
 )
 from diffseglung.features import encode, sample_cells
-from diffseglung.mixture import CellTable
+from diffseglung.mixture import CellTable, fit_cells
 from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CELL_KEY
 from diffseglung.student import Student
@@ -153,13 +154,40 @@ def test_what_was_judged_is_not_judged_again(
     assert asks.score(PLAIN, "hu_purity") == first
 
 
+@pytest.mark.parametrize("criterion", ["calinski_harabasz", "hu_purity"])
+def test_a_setting_that_a_criterion_cannot_tell_from_another_is_not_judged_twice(
+    seen: Seen, standardiser: Standardiser, criterion: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks = Judge(seen, CONFIG, standardiser)
+    others = [replace(PLAIN, potts=4.0), replace(PLAIN, clusters=8), replace(PLAIN, covariance="diag")]
+    found = [asks.score(setting, criterion) for setting in (PLAIN, *others)]
+    for setting, score in zip((PLAIN, *others), found, strict=True):
+        each = asks.scores(setting, (criterion,))
+        assert score == pytest.approx(np.mean([each[mode][criterion] for mode in asks.modes]))
+    fits = []
+    monkeypatch.setattr(feature_search, "fit_cells", lambda *a: fits.append(a[-1]) or fit_cells(*a))
+    asks.known.clear()
+    for setting in (PLAIN, *others):
+        asks.score(setting, criterion)
+    hears = criterion in NEEDS_NAMES
+    assert fits.count(("published",)) == 3 + hears, "neighbours matter to names alone"
+    assert fits.count(("anchored_distilled",)) == 1 + hears, "it has a Gaussian a tissue, whatever K is"
+
+
+def test_neighbours_stay_as_they_are_where_the_criterion_does_not_hear_them() -> None:
+    found = list(search_features(lambda setting: setting.potts, CONFIG, 20, 0, "calinski_harabasz"))
+    assert {one.setting.potts for one in found} == {CONFIG.mixture.potts_strength}
+    heard = list(search_features(lambda setting: setting.potts, CONFIG, 20, 0, "hu_purity"))
+    assert best_of(heard).setting.potts == max(POTTS)
+
+
 def liked(setting: Setting) -> float:
     """A score with one best setting."""
     return (setting.combine == "average") + (setting.covariance == "diag") - abs(setting.clusters - 6)
 
 
 def test_a_search_starts_with_the_recipe_and_finds_what_is_liked_the_same_way_twice() -> None:
-    found, again = (list(search_features(liked, CONFIG, 60, seed=3)) for _ in range(2))
+    found, again = (list(search_features(liked, CONFIG, 60, 3, "hu_purity")) for _ in range(2))
     assert found == again
     assert found[0].setting == Setting.of(CONFIG)
     assert len(found) == 60
@@ -168,7 +196,7 @@ def test_a_search_starts_with_the_recipe_and_finds_what_is_liked_the_same_way_tw
 
 
 def test_of_equals_the_first_wins() -> None:
-    found = list(search_features(lambda setting: 1.0, CONFIG, 5, seed=0))
+    found = list(search_features(lambda setting: 1.0, CONFIG, 5, 0, "hu_purity"))
     assert best_of(found) is found[0]
 
 
