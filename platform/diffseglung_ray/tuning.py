@@ -487,7 +487,7 @@ class Diary(ray_tune.Callback):
     def __init__(self, method: Config, config: RunConfig, parent: Run, trials: int) -> None:
         self.method, self.config, self.parent, self.trials = method, config, parent, trials
         self.runs: dict[str, Run] = {}
-        self.best = (float("-inf"), 0)
+        self.best = (0, float("-inf"), 0)  # rung, score, less the number of the trial
 
     def __getstate__(self) -> dict[str, Any]:
         """What Tune keeps for a restored sweep; the runs of its trials are asked for anew."""
@@ -499,12 +499,13 @@ class Diary(ray_tune.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """The best that an earlier driver knew."""
-        self.best = (state["best"][0], state["best"][1])
+        rung, score, number = state["best"]
+        self.best = (rung, score, number)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: Row, **info: Any) -> None:
         """A trial has reached a rung."""
         number, run = trial.config[NUMBER], self._run(trial.config)
-        self.best = max(self.best, (result["score"], -number))
+        self.best = max(self.best, (result["rung"], result["score"], -number))
         self.say(
             number, trial.config, f"{result['rung']}/{self.config.sweep.rungs}", f"{result['score']:7.4f}"
         )
@@ -529,7 +530,8 @@ class Diary(ray_tune.Callback):
     def say(self, number: int, settings: Settings, rung: str, score: str) -> None:
         """A line of the table that a person follows."""
         s = settings
-        best = f"{self.best[0]:.4f} (trial {1 - self.best[1]})" if self.best[0] > float("-inf") else ""
+        furthest, highest, negative = self.best
+        best = f"{highest:.4f} (trial {1 - negative})" if furthest else ""
         print(
             f"{number + 1:>3}/{self.trials:<3}  {rung:>5}  {s['temperature']:>11.3g} {s['weight']:>7.3g} "
             f"{s['embedding']:>5} {s['lr']:>9.2e} {s['lr_heads']:>9.2e}  {score:>7}  {best}",

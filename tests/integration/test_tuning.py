@@ -225,6 +225,23 @@ def test_a_trial_of_two_processes_is_stopped_whole(workspace: Path) -> None:
     assert {group["state"] for group in placement_group_table().values()} <= {"REMOVED"}
 
 
+def test_trials_that_wait_for_nobody_are_stopped_too_and_leave_nothing(
+    workspace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Asynchronous ASHA: who comes first may go on, so which trials are stopped depends on who is fast."""
+    sets = [*SETS, "sweep.reproducible=false", "sweep.rungs=2", "sweep.reduction=2"]
+    found = searched(load_config("smoke", sets=sets), workspace, 4)
+    assert [row["trial"] for row in found] == list(range(4))
+    for row in found:
+        assert row["status"] == ("finished" if row["rung"] == 2 else "stopped")
+        assert len(row["scores"]) == row["rung"]
+    best = mark_best(found)
+    assert best["rung"] == 2, "a trial that was stopped early cannot win"
+    last = [line for line in capfd.readouterr().err.splitlines() if "(trial " in line][-1]
+    assert f"{best['score']:.4f} (trial {best['trial'] + 1})" in last
+    assert free_cpus() == ray.cluster_resources()["CPU"]
+
+
 def test_the_features_of_a_model_that_is_there_are_searched_without_training(
     workspace: Path, model: Path, tmp_path: Path
 ) -> None:
