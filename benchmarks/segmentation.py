@@ -1,10 +1,11 @@
 """What does a large scan take, stage by stage, in seconds and memory, and what does Ray add over a cohort?
 
-One scan of 600x512x512 voxels (a phantom on a fine grid, with noise), in a process of its own for each way:
+One scan of 600x512x512 voxels (a phantom on a fine grid, with noise), in a process of its own for each way, after a
+tiny scan, as in the middle of a cohort:
 - ours: as jobs/segment.py does it, by a Ray actor, twice in a row; its own peak of resident memory (VmHWM).
 - straightforward: the same up to the features; those from the whole network by a hook on its middle block, one
   timestep and one patch at a time, brought to every voxel, and the mixture asked at every voxel.
-Both use the mode that needs the features (`anchored_distilled`). Then a cohort of small phantoms: a plain loop over
+Both use the mode that needs the features (`anchored_distilled`). Then a cohort of phantoms: a plain loop over
 the same actor's code in one process, and Ray with one and with two workers.
 Processor seconds are those of all processes of a way; wall seconds mean something on a quiet machine alone.
 """
@@ -37,7 +38,7 @@ from diffseglung.labels import TISSUES
 from diffseglung.mixture import CellTable, couple, fit_mixture
 from diffseglung.model import Model
 from diffseglung.patches import cut, stitch, tile_corners
-from diffseglung.phantom import PhantomConfig, write_cohort
+from diffseglung.phantom import PhantomConfig, make_phantom, write_cohort
 from diffseglung.prepare import prepare_case
 from diffseglung.results import case_result, write_case
 from diffseglung.schedule import Schedule, to_unit
@@ -45,7 +46,7 @@ from diffseglung.segment import Observation, Segmentation, Stopwatch, decide, ob
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
-from diffseglung.volume import read_labels, read_volume
+from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cases import attempts_in
 from diffseglung_ray.cluster import case_workers, ray_cluster
 from diffseglung_ray.cohort import find_cohort
@@ -58,7 +59,8 @@ QUESTION = (
 )
 MODE = "anchored_distilled"
 COARSE = PhantomConfig(size_vox=(150, 128, 128), spacing_mm=(2.4, 2.7, 2.7))
-SMALL = PhantomConfig(size_vox=(96, 110, 110), spacing_mm=(3.0, 3.0, 3.0))
+SMALL = PhantomConfig(size_vox=(150, 180, 180), spacing_mm=(2.0, 1.8, 1.8))
+FIRST = PhantomConfig(size_vox=(60, 80, 80), spacing_mm=(5.0, 4.5, 4.5))
 NOISE_HU = 15
 
 
@@ -170,9 +172,11 @@ def _mean(
 
 
 def by_stage(way: str, image: Path, model: Path, out: Path) -> dict[str, Any]:
-    """One scan in this process: seconds by stage, peak of memory."""
+    """One scan in this process, after a tiny one: seconds by stage, peak of memory."""
     torch.set_num_threads(1)
     loaded, watch = Model.load(model), Stopwatch()
+    first = make_phantom(0, FIRST)  # what is loaded with the first scan of a cohort is no part of the second
+    observe(Volume.from_array(first.hu, first.spacing_mm), loaded)
     base = peak_gib()
     with watch("read"):
         volume = read_volume(image)

@@ -77,7 +77,7 @@ def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing) ->
     shell = _shell(lumen)
     if not (dense.any() and shell.any()):
         return 0.0
-    return float(_within(dense, max(spacing_mm), spacing_mm)[shell].mean())
+    return float(dilate(dense, max(spacing_mm), spacing_mm)[shell].mean())
 
 
 def joined_share(lumen: np.ndarray, airways: np.ndarray) -> float:
@@ -140,7 +140,7 @@ def _fill(
 ) -> np.ndarray:
     """The lumen: its core, out to where density is halfway to the wall's but no further than `reach_mm`."""
     halfway_hu = (config.air_hu + config.dense_hu) / 2
-    near = _within(core, max(config.reach_mm, *spacing_mm), spacing_mm)
+    near = dilate(core, max(config.reach_mm, *spacing_mm), spacing_mm)
     return _joined_to(core, core | (inside & near & (hu < halfway_hu)))
 
 
@@ -148,17 +148,11 @@ def _with_wall(
     lumen: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
 ) -> np.ndarray:
     """The lumen, the mixed voxels around it, and the dense tissue that hangs on to them."""
-    wall = (hu > config.dense_hu) & _within(lumen, max(config.wall_mm, *spacing_mm), spacing_mm)
-    return _joined_to(lumen, lumen | (inside & (wall | _within(lumen, min(spacing_mm), spacing_mm))))
+    wall = (hu > config.dense_hu) & dilate(lumen, max(config.wall_mm, *spacing_mm), spacing_mm)
+    return _joined_to(lumen, lumen | (inside & (wall | dilate(lumen, min(spacing_mm), spacing_mm))))
 
 
 def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The pieces of `mask` that hold a voxel of `seed`."""
     pieces = cc3d.connected_components(mask, connectivity=6)
     return np.isin(pieces, np.unique(pieces[seed]))
-
-
-def _within(mask: np.ndarray, reach_mm: float, spacing_mm: Spacing) -> np.ndarray:
-    """Every voxel whose centre lies no farther than that from a voxel of the mask."""
-    # A neighbour's distance in single precision may be a hair more than the spacing that it is.
-    return dilate(mask, reach_mm * (1 + 1e-5), spacing_mm)

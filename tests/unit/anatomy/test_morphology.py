@@ -26,6 +26,26 @@ def test_distances_are_in_millimetres_along_every_axis():
     assert away[4, 7, 6] == pytest.approx(5)
 
 
+@pytest.mark.parametrize("spacing_mm", [(2.0, 2.0, 2.0), (5.0, 0.7, 0.71), (0.5, 2.3, 0.3)])
+@pytest.mark.parametrize("radius_mm", [0.0, 1.1, 4.3, 11.0])
+def test_within_a_radius_is_what_the_distances_say(spacing_mm, radius_mm):
+    rng = np.random.default_rng(0)
+    for share in (0.0005, 0.02, 0.5):
+        mask = rng.random((14, 18, 22)) < share
+        np.testing.assert_array_equal(
+            dilate(mask, radius_mm, spacing_mm), distance_mm(mask, spacing_mm) <= radius_mm
+        )
+
+
+def test_a_neighbour_is_within_its_own_spacing():
+    mask = np.zeros((3, 3, 30), bool)
+    mask[1, 1, 15] = True
+    for mm in (0.1, 0.3, 0.4, 0.67075, 0.7):
+        for steps in range(1, 10):
+            found = dilate(mask, steps * mm, (9.0, 9.0, mm))
+            assert np.flatnonzero(found[1, 1]).tolist() == list(range(15 - steps, 16 + steps))
+
+
 def test_nothing_is_infinitely_far():
     assert np.isinf(distance_mm(np.zeros((3, 3, 3), bool), SPACING_MM)).all()
 
