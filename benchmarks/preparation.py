@@ -27,7 +27,7 @@ from ray._private.internal_api import get_memory_info_reply, get_state_from_addr
 from record import record
 
 from diffseglung.phantom import PhantomConfig, write_cohort
-from diffseglung_ray.cases import attempts_in
+from diffseglung_ray.cases import attempts_in, on_its_way
 from diffseglung_ray.cluster import ray_cluster
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import RunConfig, load_config
@@ -63,7 +63,7 @@ def plain_loop(manifest: Path, place: Path, config: RunConfig) -> None:
     with attempts_in(store) as attempts:
         worker = CasePreparer(store, config.method, digest_of(prepared_settings(config)), attempts, 1)
         for case in find_cohort(manifest):
-            worker({name: [value] for name, value in case.row().items()})
+            worker({name: [value] for name, value in on_its_way(case).items()})
 
 
 class Watch(threading.Thread):

@@ -47,7 +47,7 @@ from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
 from diffseglung.volume import Volume, read_labels, read_volume
-from diffseglung_ray.cases import attempts_in
+from diffseglung_ray.cases import attempts_in, on_its_way
 from diffseglung_ray.cluster import case_workers, ray_cluster
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import load_config
@@ -215,7 +215,9 @@ def over_cohort(workers: int, manifest: Path, model: Path, out: Path) -> dict[st
             with attempts_in(store) as attempts:
                 arguments = (ray.put(placed), store, attempts, case_workers(config.resources), False)
                 segmenter = CaseSegmenter(*arguments)
-                rows = [segmenter({k: [v] for k, v in case.row().items()}).to_pylist()[0] for case in cases]
+                rows = [
+                    segmenter({k: [v] for k, v in on_its_way(case).items()}).to_pylist()[0] for case in cases
+                ]
         seconds, spent = time.perf_counter() - began, watch.cpu() - cpu
         watch.over.set()
         watch.join()

@@ -20,7 +20,7 @@ from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CASES
 from diffseglung.teacher import TEACHER
 from diffseglung.volume import read_volume
-from diffseglung_ray.cases import Attempts, attempts_in, map_cases, only_case
+from diffseglung_ray.cases import Attempts, attempts_in, map_cases, on_its_way, only_case
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument, load_config
@@ -124,7 +124,7 @@ settings = prepared_settings(config)
 _claim(store, settings)
 with attempts_in(store) as attempts:
     for case in reversed(find_cohort(sys.argv[1])):
-        CasePreparer(store, config, digest_of(settings), attempts, 1)({k: [v] for k, v in case.row().items()})
+        CasePreparer(store, config, digest_of(settings), attempts, 1)({k: [v] for k, v in on_its_way(case).items()})
 """
 
 

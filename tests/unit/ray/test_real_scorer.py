@@ -9,7 +9,7 @@ from diffseglung.baselines import BASELINES
 from diffseglung.phantom import make_phantom
 from diffseglung.real import find_known
 from diffseglung.volume import Volume, write_volume
-from diffseglung_ray.cases import Attempts
+from diffseglung_ray.cases import Attempts, on_its_way
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.evaluation import RealScorer
@@ -24,7 +24,7 @@ def test_every_baseline_is_measured_on_a_scan_without_a_truth(tmp_path: Path) ->
     store = Store.at(str(tmp_path / "out"))
     scorer = RealScorer({}, store, Attempts(store, "run"), Workers(1, 1, 0.0, None), known)
     case = Case(case_id="normal-x", image=str(image))
-    (row,) = scorer({name: [value] for name, value in case.row().items()}).to_pylist()
+    (row,) = scorer({name: [value] for name, value in on_its_way(case).items()}).to_pylist()
     assert row["status"] == "ok", row["reason"]
     measured = json.loads(row["scores"])
     assert [(one["method"], one["measure"]) for one in measured] == [(m, "diseased_pct") for m in BASELINES]
