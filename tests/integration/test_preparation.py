@@ -20,7 +20,7 @@ from diffseglung.prepare import prepare_case
 from diffseglung.schemas import CASES
 from diffseglung.teacher import TEACHER
 from diffseglung.volume import read_volume
-from diffseglung_ray.cases import Attempts, attempts_in, map_cases, on_its_way, only_case
+from diffseglung_ray.cases import Attempts, attempts_in, map_cases, only_case
 from diffseglung_ray.cluster import Workers
 from diffseglung_ray.cohort import Case
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument, load_config
@@ -114,7 +114,7 @@ def test_other_settings_are_refused_in_the_same_workspace(workspace: Path, cohor
 
 KILLED = """
 import sys
-from diffseglung_ray.cases import attempts_in
+from diffseglung_ray.cases import attempts_in, on_its_way
 from diffseglung_ray.cohort import find_cohort
 from diffseglung_ray.config import load_config
 from diffseglung_ray.preparation import CasePreparer, _claim, digest_of, prepared_settings
