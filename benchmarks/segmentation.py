@@ -62,6 +62,7 @@ COARSE = PhantomConfig(size_vox=(150, 128, 128), spacing_mm=(2.4, 2.7, 2.7))
 SMALL = PhantomConfig(size_vox=(150, 180, 180), spacing_mm=(2.0, 1.8, 1.8))
 FIRST = PhantomConfig(size_vox=(60, 80, 80), spacing_mm=(5.0, 4.5, 4.5))
 NOISE_HU = 15
+LOOK_S = 5
 
 
 def make_model(image: Path, folder: Path) -> Path:
@@ -245,8 +246,8 @@ class Watch(threading.Thread):
         self.over, self.peak_gib, self.ended = threading.Event(), 0.0, {}
 
     def run(self) -> None:
-        """Look twice a second."""
-        while not self.over.wait(0.5):
+        """Look now and then: each look costs a tenth of a second, and peaks are those since a process began."""
+        while not self.over.wait(LOOK_S):
             self.look()
 
     def look(self) -> None:

@@ -24,9 +24,9 @@ from diffseglung_ray.storage import Store
 
 READERS = 16  # at once: what a header costs on a share is mostly waiting
 HEADER_BYTES = 2**18  # of each remote file; headers are at the front, and few are longer
-# A worker of one CPU, recipe `demo`: about 20 s for 160x160x96 voxels, 50 s and 2.3 GiB for 512x512x600 on a core of
+# A worker of one CPU, recipe `demo`: 15 s for 150x180x180 voxels, 34 s and 2.2 GiB for 600x512x512 on a core of
 # AMD EPYC (Zen 1). The memory here leaves half a GiB for Ray.
-SECONDS, SECONDS_PER_MVOX = 18.0, 0.2
+SECONDS, SECONDS_PER_MVOX = 14.0, 0.13
 GIB, GIB_PER_MVOX = 1.0, 0.012
 
 
