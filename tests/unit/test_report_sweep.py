@@ -113,6 +113,18 @@ def test_of_few_trials_nothing_is_said_to_matter() -> None:
     assert importance([training(0)] * 9, ("temperature",)) == {}
 
 
+@pytest.mark.timeout(60)  # it took ten minutes once
+def test_importance_is_told_of_two_hundred_settings_with_a_hundred_sets_of_timesteps() -> None:
+    rows = [
+        setting(i)
+        | {"timesteps": f"{i % 92 + 1}", "score": i % 5 / 10, "scores": [i % 5 / 10], "clusters": 4 + i % 5}
+        for i in range(200)
+    ]
+    found = importance(rows, ("timesteps", "combine", "clusters"))
+    assert sum(found.values()) == pytest.approx(1)
+    assert next(iter(found)) == "clusters", "the score is a function of nothing else"
+
+
 def test_nothing_is_both_better_and_cheaper_than_the_front(rows: list[dict[str, Any]]) -> None:
     front = pareto(rows)
     assert len(front) > 1
