@@ -1,6 +1,7 @@
 """Kill the driver of a sweep: the same command goes on with what was judged, in the same run, not from the start."""
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -57,8 +58,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workspace(cohort: Path) -> Path:
-    return made_workspace(cohort)
+def workspace(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of its own: another test's sweep may have left its table in the one that tests share."""
+    place = tmp_path_factory.mktemp("killed") / "work"
+    shutil.copytree(made_workspace(cohort), place, ignore=shutil.ignore_patterns("sweep.*", "checkpoints"))
+    return place
 
 
 @pytest.fixture(scope="module")
