@@ -235,24 +235,30 @@ def largest_of(
 
 
 @numba.njit(nogil=True, cache=True)
+def read_row(maps, over_z, over_y, first, end, row):
+    """Voxels first .. end of a row between rows of maps (z, y, x, k), into row (x, k), linear along z, then y."""
+    (z0, z1, dz), (y0, y1, dy) = over_z, over_y
+    for x in range(first, end):
+        for k in range(row.shape[1]):
+            before = maps[z0, y0, x, k] + dz * (maps[z1, y0, x, k] - maps[z0, y0, x, k])
+            behind = maps[z0, y1, x, k] + dz * (maps[z1, y1, x, k] - maps[z0, y1, x, k])
+            row[x, k] = before + dy * (behind - before)
+
+
+@numba.njit(nogil=True, cache=True)
 def _largest(maps, at, where, names, out):
     (low_z, high_z, share_z), (low_y, high_y, share_y), (low_x, high_x, share_x) = at
     row = np.empty(maps.shape[2:], np.float32)
     for z in range(out.shape[0]):
-        z0, z1, dz = low_z[z], high_z[z], share_z[z]
         for y in range(out.shape[1]):
-            y0, y1, dy = low_y[y], high_y[y], share_y[y]
             first, last = out.shape[2], -1
             for x in range(out.shape[2]):
                 if where[z, y, x]:
                     first, last = min(first, x), x
             if last < 0:
                 continue
-            for x in range(low_x[first], high_x[last] + 1):
-                for k in range(row.shape[1]):
-                    before = maps[z0, y0, x, k] + dz * (maps[z1, y0, x, k] - maps[z0, y0, x, k])
-                    behind = maps[z0, y1, x, k] + dz * (maps[z1, y1, x, k] - maps[z0, y1, x, k])
-                    row[x, k] = before + dy * (behind - before)
+            over_z, over_y = (low_z[z], high_z[z], share_z[z]), (low_y[y], high_y[y], share_y[y])
+            read_row(maps, over_z, over_y, low_x[first], high_x[last] + 1, row)
             for x in range(first, last + 1):
                 if where[z, y, x]:
                     x0, x1, dx = low_x[x], high_x[x], share_x[x]

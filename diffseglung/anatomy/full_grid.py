@@ -4,7 +4,7 @@ import numba
 import numpy as np
 
 from diffseglung.anatomy.morphology import bounding_box
-from diffseglung.grid import Grid, coarser_of, crop_grid, linear_reading, respace
+from diffseglung.grid import Grid, coarser_of, crop_grid, linear_reading, read_row, respace
 from diffseglung.labels import Structure
 
 TOUCHED = np.float32(0.02)  # share of a vessel in a voxel
@@ -54,9 +54,9 @@ def _decide(maps, reach, at, hu, given, is_given, labels, side):
     (low_z, high_z, share_z), (low_y, high_y, share_y), (low_x, high_x, share_x) = at
     row = np.empty(maps.shape[2:], np.float32)
     for z in range(len(low_z)):
-        z0, z1, dz = low_z[z], high_z[z], share_z[z]
+        z0, z1 = low_z[z], high_z[z]
         for y in range(len(low_y)):
-            y0, y1, dy = low_y[y], high_y[y], share_y[y]
+            y0, y1 = low_y[y], high_y[y]
             first, end = maps.shape[2], 0
             for a, b in ((z0, y0), (z0, y1), (z1, y0), (z1, y1)):
                 if reach[a, b, 1] > reach[a, b, 0]:
@@ -64,11 +64,8 @@ def _decide(maps, reach, at, hu, given, is_given, labels, side):
             if is_given:
                 first, end = 0, maps.shape[2]
             # A voxel between the reach and its neighbour holds a share of both.
-            for x in range(max(0, first - 1), min(end + 1, maps.shape[2])):
-                for k in range(row.shape[1]):
-                    before = maps[z0, y0, x, k] + dz * (maps[z1, y0, x, k] - maps[z0, y0, x, k])
-                    behind = maps[z0, y1, x, k] + dz * (maps[z1, y1, x, k] - maps[z0, y1, x, k])
-                    row[x, k] = before + dy * (behind - before)
+            over_z, over_y = (z0, z1, share_z[z]), (y0, y1, share_y[y])
+            read_row(maps, over_z, over_y, max(0, first - 1), min(end + 1, maps.shape[2]), row)
             for x in range(len(low_x)):
                 x0, x1, dx = low_x[x], high_x[x], share_x[x]
                 if x1 < first or x0 >= end:
