@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numba
 import SimpleITK as sitk
 import torch
 
@@ -14,7 +13,6 @@ import torch
 def use_threads(count: int) -> None:
     """As many threads as the worker has CPUs, so that workers on one machine do not slow each other."""
     torch.set_num_threads(count)
-    numba.set_num_threads(min(count, numba.get_num_threads()))
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(count)  # the distances of the anatomy go by it too
 
 
