@@ -41,6 +41,6 @@ def told(lessons: Lessons, *, cavities: bool) -> Labeller:
         scan = observed(seen)
         if cavities:
             scan = replace(scan, cavities=(seen.truth == Tissue.CAVITY) & seen.anatomy.lungs)
-        return decide(scan, model, posteriors=to_voxels(coarse, seen.scan)).labels
+        return decide(scan, model, posteriors=to_voxels(coarse, seen.scan.lungs)).labels
 
     return label

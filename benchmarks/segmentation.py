@@ -150,7 +150,7 @@ def straightforward(seen: Observation, model: Model) -> Segmentation:
         table = CellTable(evidence, descriptors, np.moveaxis(features, 0, -1)[inside], reference)
         posterior[inside] = model.mixture.posterior(table, MODE)
         coarse = _mean(posterior, inside, cells, cell_vox)
-        posteriors = to_voxels(couple(coarse, cells.evidence, model.config.mixture), seen.scan)
+        posteriors = to_voxels(couple(coarse, cells.evidence, model.config.mixture), seen.scan.lungs)
     return decide(seen, model, MODE, posteriors)
 
 

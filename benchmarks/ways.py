@@ -177,6 +177,6 @@ def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller
         coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
         coarse[inside] = posterior
         coarse = couple(coarse, seen.cells.evidence, model.config.mixture)
-        return decide(observed(seen), model, posteriors=to_voxels(coarse, seen.scan)).labels
+        return decide(observed(seen), model, posteriors=to_voxels(coarse, seen.scan.lungs)).labels
 
     return label

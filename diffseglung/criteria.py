@@ -20,7 +20,7 @@ class Partition:
     """One clustering of held-out cells, and what it is compared with.
 
     `space` (n, d) is where the mixture works, `clusters` (n,) what it found there, `names` (n,) the tissues that the
-    cells came to be called (values of `Tissue`) after their neighbours were heard. `hu` (n, 5) are HU percentiles,
+    cells came to be called (values of `Tissue`) after refinement. `hu` (n, 5) are HU percentiles,
     `teacher` (n,) a clustering of the same cells in the teacher's space, `expected` (n,) the tissue that the physical
     prototypes are sure of, 0 where they are not. `noisy` are the names under other noise, `halves` those of two
     mixtures that were fitted on halves of the cohort; None where nobody asks for them.
@@ -28,10 +28,10 @@ class Partition:
 
     space: np.ndarray
     clusters: np.ndarray
-    names: np.ndarray
     hu: np.ndarray
     teacher: np.ndarray
     expected: np.ndarray
+    names: np.ndarray | None = None
     noisy: np.ndarray | None = None
     halves: tuple[np.ndarray, np.ndarray] | None = None
 
@@ -104,9 +104,14 @@ def likeness(names: np.ndarray, expected: np.ndarray) -> float:
     return float(np.mean(found)) if found else 0.0
 
 
+def _named(one: Partition) -> np.ndarray:
+    assert one.names is not None, "the judge names the cells for this criterion"
+    return one.names
+
+
 def _noise_stability(one: Partition) -> float:
     assert one.noisy is not None, "the judge draws other noise for this criterion"
-    return agreement(one.names, one.noisy)
+    return agreement(_named(one), one.noisy)
 
 
 def _cohort_stability(one: Partition) -> float:
@@ -121,8 +126,8 @@ CRITERIA: dict[str, Callable[[Partition], float]] = {
     "noise_stability": _noise_stability,
     "cohort_stability": _cohort_stability,
     "teacher_agreement": lambda one: agreement(one.clusters, one.teacher),
-    "hu_purity": lambda one: explained(one.hu, one.names),
-    "prototype_likeness": lambda one: likeness(one.names, one.expected),
+    "hu_purity": lambda one: explained(one.hu, _named(one)),
+    "prototype_likeness": lambda one: likeness(_named(one), one.expected),
 }
 NEEDS_NAMES = ("noise_stability", "cohort_stability", "hu_purity", "prototype_likeness")
 NEEDS_NOISE = ("noise_stability",)

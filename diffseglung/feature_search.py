@@ -1,4 +1,4 @@
-"""Settings that need no training, searched on a frozen student: timesteps, clusters, covariance, neighbours.
+"""Settings that need no training, searched on a frozen student: timesteps, clusters, covariance, refinement.
 
 The student is asked once at each timestep (`look`); after that a setting is a choice of columns, a mixture, and a
 number that says how good its clustering of held-out cells is (`criteria`).
@@ -17,7 +17,9 @@ from diffseglung.criteria import CRITERIA, NEEDS_HALVES, NEEDS_NAMES, NEEDS_NOIS
 from diffseglung.features import COMBINE, FeatureConfig, encode, sample_cells
 from diffseglung.mixture import COVARIANCES, CellTable, Mixture, couple, fit_cells, softmax
 from diffseglung.patches import regrid, seed_of
+from diffseglung.refine import fuse
 from diffseglung.schemas import CELL_KEY
+from diffseglung.segment import to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import Reference, anchor_log_likelihood, prior, to_tissues
@@ -26,10 +28,13 @@ SHARES = (0.02, 0.04, 0.08, 0.2, 0.4, 0.6)  # of all timesteps, where a student 
 MOST_TIMESTEPS = 3  # at once
 CLUSTERS = (4, 5, 6, 8, 10)
 POTTS = (0.0, 1.0, 2.0, 4.0)
+ITERATIONS = (0, 20, 60, 120)
+EDGE_HU = (30.0, 60.0, 120.0)
 SEEING = ("anchored_distilled", "published")  # the modes that look at the student's features
 PATCHES_AT_ONCE = 16
 FITTED_PATCHES, JUDGED_PATCHES = 64, 24
 TEACHER_CLUSTERS = 6
+APART = 2  # empty cells between patches: neither neighbours nor the space between cells lead across
 HELD_OUT = 4  # every fourth case judges and does not teach
 
 Columns = dict[str, np.ndarray]
@@ -44,17 +49,21 @@ class Setting:
     clusters: int
     covariance: str
     potts: float
+    iterations: int
+    edge_hu: float
 
     @classmethod
     def of(cls, config: Config) -> "Setting":
         """The recipe's own."""
-        features, mixture = config.features, config.mixture
+        features, mixture, refine = config.features, config.mixture, config.refine
         return cls(
             features.timesteps,
             features.combine,
             mixture.clusters,
             mixture.covariance,
             mixture.potts_strength,
+            refine.iterations,
+            refine.edge_hu,
         )
 
     def put_into(self, config: Config) -> Config:
@@ -68,6 +77,7 @@ class Setting:
                 covariance=self.covariance,
                 potts_strength=self.potts,
             ),
+            refine=replace(config.refine, iterations=self.iterations, edge_hu=self.edge_hu),
         )
 
     def row(self) -> dict[str, Any]:
@@ -86,8 +96,9 @@ class Seen:
 
     Cells of the patches that the mixture is fitted on: `fit` and its features (t, n, c), with `cases` (n,). Cells of
     whole patches of other cases, which judge: `judge`, features under two draws of noise (2, t, m, c), and where each
-    cell lies in a grid of all of them (z, y, x), patches apart by an empty cell: `place` (m,), `grid`. Of these cells
-    `teacher` (m,) is a clustering in the teacher's space, `expected` (m,) what physics is sure of.
+    cell lies in a stack of all of them (z, y, x), patches `APART`: `place` (m,), `grid`. `hu` int16 and `lungs` bool
+    are the voxels of that stack. Of these cells `teacher` (m,) is a clustering in the teacher's space, `expected` (m,)
+    what physics is sure of.
     """
 
     timesteps: tuple[int, ...]
@@ -98,6 +109,8 @@ class Seen:
     judge_features: np.ndarray
     place: np.ndarray
     grid: tuple[int, int, int]
+    hu: np.ndarray
+    lungs: np.ndarray
     teacher: np.ndarray
     expected: np.ndarray
 
@@ -154,6 +167,8 @@ def look(
         judge_features,
         place,
         grid,
+        hu=_stacked(judge["hu"], grid),
+        lungs=_stacked(judge["lungs"], grid).astype(bool),
         teacher=reference.predict(standardiser.apply(table.descriptors)),
         expected=np.where(likely.max(axis=1) > SURE, likely.argmax(axis=1) + 1, 0),
     )
@@ -216,16 +231,21 @@ def _judged(
         dense = np.moveaxis(np.concatenate(parts), 1, -1)[usable]
         draws.append(np.stack(np.split(dense, len(features.timesteps), axis=1)))
     patch = np.broadcast_to(np.arange(count)[:, None, None, None], usable.shape)[usable]
-    grid = (count * (cells[0] + 1), cells[1], cells[2])
-    inside = np.zeros((count, cells[0] + 1, *cells[1:]), bool)
-    inside[:, :-1] = usable
+    grid = (count * (cells[0] + APART), cells[1], cells[2])
     table = CellTable(
         evidence[usable],
         descriptors[usable],
         np.zeros((len(patch), 0), np.float32),
         Reference(patches["mode_hu"][patch], patches["roughness"][patch]),
     )
-    return table, np.stack(draws), np.flatnonzero(inside), grid
+    return table, np.stack(draws), np.flatnonzero(_stacked(usable, grid)), grid
+
+
+def _stacked(parts: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+    """Patches (n, z, y, x), in voxels or cells, one above the other, `APART`: a stack whose cells are `grid`."""
+    count, depth = parts.shape[:2]
+    between = depth * APART // (grid[0] // count - APART)
+    return np.pad(parts, [(0, 0), (0, between), (0, 0), (0, 0)]).reshape(-1, *parts.shape[2:])
 
 
 def _dense(
@@ -274,22 +294,25 @@ class Judge:
         table = self.seen.fit._replace(features=fitted)
         cells, noisy = (self.seen.judge._replace(features=f) for f in (judged, redrawn))
         mixture = self.fit(table, config, modes)
+
+        def needed(by: Sequence[str]) -> bool:
+            return bool(set(criteria) & set(by))
+
         halves: tuple[Mixture, ...] = ()
-        if set(criteria) & set(NEEDS_HALVES):
+        if needed(NEEDS_HALVES):
             halves = tuple(self.fit(table.rows(rows), config, modes) for rows in self._halves())
         found = {}
         for mode in modes:
             clusters, space = clustering(mixture, cells, mode)
-            names = self._names(mixture, cells, mode)
             one = Partition(
                 space=space,
                 clusters=clusters,
-                names=names,
+                names=self._names(mixture, cells, mode, config) if needed(NEEDS_NAMES) else None,
                 hu=self.seen.judge.evidence[:, :5],
                 teacher=self.seen.teacher,
                 expected=self.seen.expected,
-                noisy=self._names(mixture, noisy, mode) if set(criteria) & set(NEEDS_NOISE) else None,
-                halves=tuple(self._names(half, cells, mode) for half in halves) or None,  # type: ignore[arg-type]
+                noisy=self._names(mixture, noisy, mode, config) if needed(NEEDS_NOISE) else None,
+                halves=tuple(self._names(half, cells, mode, config) for half in halves) or None,  # type: ignore[arg-type]
             )
             found[mode] = {name: CRITERIA[name](one) for name in criteria}
         return found
@@ -305,30 +328,37 @@ class Judge:
             return [np.arange(first, len(self.seen.cases), 2) for first in (0, 1)]
         return [np.flatnonzero(np.isin(self.seen.cases, names[first::2])) for first in (0, 1)]
 
-    def _names(self, mixture: Mixture, cells: CellTable, mode: str) -> np.ndarray:
-        """What the judging cells are called (m,) once their neighbours were heard."""
-        posterior = mixture.posterior(cells, mode)
-        if mixture.config.potts_strength > 0:
-            size = int(np.prod(self.seen.grid))
-            dense, evidence = (
-                np.zeros((size, posterior.shape[1]), np.float32),
-                np.zeros((size, 8), np.float32),
-            )
-            dense[self.seen.place], evidence[self.seen.place] = posterior, cells.evidence
-            shape = self.seen.grid
-            heard = couple(dense.reshape(*shape, -1), evidence.reshape(*shape, -1), mixture.config)
-            posterior = heard.reshape(size, -1)[self.seen.place]
-        return posterior.argmax(axis=1) + 1
+    def _names(self, mixture: Mixture, cells: CellTable, mode: str, config: Config) -> np.ndarray:
+        """What most of each judging cell is called (m,) once its neighbours were heard and the maps have flowed."""
+        seen, spacing = self.seen, config.patches.spacing_mm
+        heard = self._in_place(mixture.posterior(cells, mode))
+        if config.mixture.potts_strength > 0:
+            heard = couple(heard, self._in_place(cells.evidence), config.mixture)
+        fused = fuse(to_voxels(heard, seen.lungs), seen.hu, seen.lungs, spacing, config.refine)
+        for axis, count in enumerate(seen.grid, 1):
+            fused = np.add.reduceat(fused, np.arange(count) * (fused.shape[axis] // count), axis=axis)
+        total = np.moveaxis(fused, 0, -1).reshape(-1, len(fused))[seen.place]
+        coarse = heard.reshape(-1, len(fused))[seen.place]  # for a cell that is known by what lies around it
+        return np.where(total.any(axis=1, keepdims=True), total, coarse).argmax(axis=1) + 1
+
+    def _in_place(self, rows: np.ndarray) -> np.ndarray:
+        """Rows (m, k) of the judging cells on their grid (z, y, x, k), 0 elsewhere."""
+        dense = np.zeros((int(np.prod(self.seen.grid)), rows.shape[1]), np.float32)
+        dense[self.seen.place] = rows
+        return dense.reshape(*self.seen.grid, -1)
 
 
 def what_tells(setting: Setting, own: Setting, mode: str, criterion: str) -> Setting:
     """The setting, with the recipe's own where a criterion of a mode cannot tell the difference.
 
-    The anchored mixture has a Gaussian a tissue with one covariance, and neighbours are heard for names alone.
+    The anchored mixture has a Gaussian a tissue with one covariance, refinement moves names alone, and no edge stops
+    what does not flow.
     """
     if mode != "published":
         setting = replace(setting, clusters=own.clusters, covariance=own.covariance)
-    return setting if criterion in NEEDS_NAMES else replace(setting, potts=0.0)
+    if criterion not in NEEDS_NAMES:
+        setting = replace(setting, potts=0.0, iterations=0)
+    return setting if setting.iterations else replace(setting, edge_hu=own.edge_hu)
 
 
 def clustering(mixture: Mixture, cells: CellTable, mode: str) -> tuple[np.ndarray, np.ndarray]:
@@ -353,8 +383,8 @@ def search_features(
 ) -> Iterator[Judgement]:
     """Judge the recipe's own setting, then as many as `count` in all that Optuna's TPE suggests, one after another.
 
-    Bergstra et al. 2011. The same seed and scores give the same suggestions. How much neighbours are heard stays as the
-    recipe has it where the criterion comes before that.
+    Bergstra et al. 2011. The same seed and scores give the same suggestions. Refinement stays as the recipe has it
+    where the criterion comes before that.
     """
     import optuna
 
@@ -368,8 +398,13 @@ def search_features(
         "combine": list(COMBINE),
         "clusters": sorted({*CLUSTERS, own.clusters}),
         "covariance": list(COVARIANCES),
-        "potts": sorted({*POTTS, own.potts}) if criterion in NEEDS_NAMES else [own.potts],
+        "potts": [own.potts],
+        "iterations": [own.iterations],
+        "edge_hu": [own.edge_hu],
     }
+    if criterion in NEEDS_NAMES:
+        refinement = {"potts": POTTS, "iterations": ITERATIONS, "edge_hu": EDGE_HU}
+        choices |= {name: sorted({*some, *choices[name]}) for name, some in refinement.items()}
     study.enqueue_trial(own.row())
     for _ in range(count):
         trial = study.ask()

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.frozen import frozen
+from diffseglung.labels import TISSUES
+from diffseglung.tissue import VOXEL_HU
 
 
 @frozen
@@ -63,6 +65,23 @@ class Runs(NamedTuple):
 PIECE = 2048
 GAP = 64
 ROUNDING = 1e-5  # that much may be missing from a sum of one
+
+
+def fuse(
+    posterior: np.ndarray,
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    spacing_mm: tuple[float, float, float],
+    config: RefineConfig,
+) -> np.ndarray:
+    """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
+
+    posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x). Returns float32 of the
+    same shape.
+    """
+    centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
+    anchored = temper(posterior, hu, centre, spread, config.hu_power)
+    return sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
 
 
 def sobel_diffusion(

@@ -19,9 +19,9 @@ from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, couple
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
-from diffseglung.refine import lung_box, sobel_diffusion, temper
+from diffseglung.refine import fuse, lung_box
 from diffseglung.teacher import TEACHER
-from diffseglung.tissue import VOXEL_HU, scan_reference
+from diffseglung.tissue import scan_reference
 from diffseglung.volume import Volume
 
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
@@ -118,12 +118,10 @@ def decide(
     mode = mode or config.mixture.mode
     if posteriors is None:
         with watch("mixture"):
-            posteriors = to_voxels(cell_posteriors(seen, model, mode), scan)
+            posteriors = to_voxels(cell_posteriors(seen, model, mode), scan.lungs)
     with watch("refine"):
-        centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
-        anchored = temper(posteriors, scan.hu, centre, spread, config.refine.hu_power)
-        anchored = sobel_diffusion(anchored, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
-        posteriors = with_the_certain(anchored, seen)
+        fused = fuse(posteriors, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
+        posteriors = with_the_certain(fused, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)
     inside = posteriors[:, scan.lungs]
@@ -171,17 +169,20 @@ def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
     return couple(posterior, cells.evidence, model.config.mixture)
 
 
-def to_voxels(coarse: np.ndarray, scan: Scan) -> np.ndarray:
-    """Cell posteriors (z, y, x, 6) onto the voxels (6, z, y, x), linear, summing to one inside the lung, 0 outside."""
+def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+    """Cell posteriors (z, y, x, 6) onto the voxels (6, z, y, x), linear, summing to one inside the lung, 0 outside.
+
+    `lungs` bool (z, y, x) is cut into the cells.
+    """
     known = coarse.sum(axis=-1) > 0
     if not known.any():
         raise ValueError("no cell of this scan holds enough lung to judge")
     # Each unknown cell takes its nearest known neighbour, so that the pleura does not pull posteriors to zero.
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     filled = np.moveaxis(coarse[tuple(nearest)], -1, 0)
-    fine = regrid(filled, scan.hu.shape)
+    fine = regrid(filled, lungs.shape)
     fine /= np.maximum(fine.sum(axis=0), 1e-6)
-    return fine * scan.lungs
+    return fine * lungs
 
 
 def enclosed_air(volume: Volume, anatomy: Anatomy, config: Config) -> np.ndarray:

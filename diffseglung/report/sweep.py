@@ -21,12 +21,14 @@ TITLES = {
     "clusters": "clusters",
     "covariance": "covariance",
     "potts": "neighbours",
+    "iterations": "fusion, steps",
+    "edge_hu": "edge, HU",
 }
 STAGES = {
     "train": ("Trainings", ("temperature", "weight", "embedding", "lr", "lr_heads")),
     "features": (
         "Features of the trained student",
-        ("timesteps", "combine", "clusters", "covariance", "potts"),
+        ("timesteps", "combine", "clusters", "covariance", "potts", "iterations", "edge_hu"),
     ),
 }
 LOGARITHMIC = ("temperature", "lr", "lr_heads", "embedding")

@@ -1,5 +1,9 @@
 """A sweep leaves a table, a page, nested runs and a model, the same ones twice, and nothing that holds the cluster."""
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -315,3 +319,38 @@ def test_several_trials_share_a_gpu_where_the_recipe_says_so(monkeypatch: pytest
     assert trial_workers(load_config("demo")).gpus == 1
     node["Resources"] = {"CPU": 16.0}
     assert trial_workers(load_config("paper")).gpus == 0
+
+
+# Ray counts GPUs as it is told to: what shares them can be seen on a machine without any.
+ON_ONE_GPU = """
+import json, time
+import ray
+from ray import tune
+from diffseglung_ray.cluster import Workers, keep_to_this_machine
+from diffseglung_ray.trial import own_device
+from diffseglung_ray.tuning import trial_resources
+
+def trial(settings):
+    began = time.time()
+    time.sleep(3)
+    tune.report({"span": (began, time.time()), "gpus": ray.get_gpu_ids(), "device": own_device()})
+
+keep_to_this_machine()
+ray.init(num_cpus=8, num_gpus=1, include_dashboard=False, log_to_driver=False)
+asks = tune.with_resources(trial, trial_resources(Workers(4, 1, 0.5, None)))
+results = tune.Tuner(asks, tune_config=tune.TuneConfig(num_samples=4)).fit()
+print(json.dumps([{key: one.metrics[key] for key in ("span", "gpus", "device")} for one in results]))
+"""
+
+
+def test_two_trials_of_half_a_gpu_run_on_one_at_once_and_a_third_waits(tmp_path: Path) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ON_ONE_GPU], env=environment, capture_output=True, text=True, check=True
+    )
+    trials = json.loads(done.stdout.splitlines()[-1])
+    assert all(len(one["gpus"]) == 1 and one["device"] == "cuda" for one in trials)
+    begun = [one["span"][0] for one in trials]
+    at_once = [sum(one["span"][0] <= moment < one["span"][1] for one in trials) for moment in begun]
+    assert max(at_once) == 2

@@ -86,7 +86,7 @@ def partition(names: np.ndarray) -> Partition:
     """Cells whose every view agrees with `TRUE`."""
     hu = (TRUE[:, None] * 300 - 900 + RNG.normal(0, 20, (len(TRUE), 5))).astype(float)
     return Partition(
-        blobs(8), names, names + 1, hu, TRUE, TRUE + 1, noisy=TRUE + 1, halves=(names + 1, TRUE + 1)
+        blobs(8), names, hu, TRUE, TRUE + 1, names + 1, noisy=TRUE + 1, halves=(names + 1, TRUE + 1)
     )
 
 

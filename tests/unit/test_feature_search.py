@@ -12,6 +12,9 @@ from diffseglung import feature_search
 from diffseglung.config import Config, recipe
 from diffseglung.criteria import CRITERIA, NEEDS_NAMES
 from diffseglung.feature_search import (
+    APART,
+    EDGE_HU,
+    ITERATIONS,
     POTTS,
     SEEING,
     Columns,
@@ -27,15 +30,17 @@ from diffseglung.feature_search import (
     timestep_sets,
 )
 from diffseglung.features import encode, sample_cells
-from diffseglung.mixture import CellTable, fit_cells
+from diffseglung.mixture import CellTable, couple, fit_cells
 from diffseglung.prepare import prepare_case
+from diffseglung.refine import fuse
 from diffseglung.schemas import CELL_KEY
+from diffseglung.segment import to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.volume import read_volume
 
 CONFIG = recipe("smoke")
-PLAIN = Setting((5,), "concatenate", 5, "full", 2.0)
+PLAIN = Setting((5,), "concatenate", 5, "full", 2.0, 20, 60.0)
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +107,17 @@ def test_judging_cells_know_their_neighbours_and_not_those_of_other_patches(seen
     inside = evidence[..., 6] > 0
     assert inside.sum() == len(seen.place) == len(seen.judge.evidence)
     depth = CONFIG.patches.size_vox[0] // CONFIG.patches.cell_vox[0]
-    assert not inside[depth :: depth + 1].any(), "an empty layer lies between patches"
+    apart = inside.reshape(-1, depth + APART, *inside.shape[1:])
+    assert apart[:, :depth].any()
+    assert not apart[:, depth:].any(), "empty layers lie between patches"
+    cell = CONFIG.patches.cell_vox
+    assert seen.hu.shape == seen.lungs.shape == tuple(n * c for n, c in zip(seen.grid, cell, strict=True))
+    held = np.add.reduceat(seen.lungs.sum(axis=(1, 2)), np.arange(0, len(seen.lungs), cell[0]))
+    assert (held[inside.any(axis=(1, 2))] > 0).all(), "voxels lie where their cells do"
 
 
 def test_a_setting_is_found_in_the_config_that_it_was_put_into() -> None:
-    setting = Setting((5, 20), "average", 8, "diag", 0.0)
+    setting = Setting((5, 20), "average", 8, "diag", 0.0, 60, 30.0)
     assert Setting.of(setting.put_into(CONFIG)) == setting
     assert setting.row()["timesteps"] == "5+20"
 
@@ -131,7 +142,7 @@ def test_settings_are_judged_by_the_modes_that_look_at_the_student() -> None:
     assert judged_modes(with_mode("published")) == ("published",)
 
 
-@pytest.mark.parametrize("setting", [PLAIN, Setting((5, 20), "average", 8, "tied", 0.0)])
+@pytest.mark.parametrize("setting", [PLAIN, Setting((5, 20), "average", 8, "tied", 0.0, 0, 60.0)])
 def test_every_criterion_can_be_had_of_every_mode(
     seen: Seen, standardiser: Standardiser, setting: Setting
 ) -> None:
@@ -159,7 +170,9 @@ def test_a_setting_that_a_criterion_cannot_tell_from_another_is_not_judged_twice
     seen: Seen, standardiser: Standardiser, criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asks = Judge(seen, CONFIG, standardiser)
-    others = [replace(PLAIN, potts=4.0), replace(PLAIN, clusters=8), replace(PLAIN, covariance="diag")]
+    refined = [replace(PLAIN, potts=4.0), replace(PLAIN, iterations=60), replace(PLAIN, edge_hu=30.0)]
+    still = [replace(PLAIN, iterations=0), replace(PLAIN, iterations=0, edge_hu=30.0)]
+    others = [*refined, *still, replace(PLAIN, clusters=8), replace(PLAIN, covariance="diag")]
     found = [asks.score(setting, criterion) for setting in (PLAIN, *others)]
     for setting, score in zip((PLAIN, *others), found, strict=True):
         each = asks.scores(setting, (criterion,))
@@ -169,16 +182,53 @@ def test_a_setting_that_a_criterion_cannot_tell_from_another_is_not_judged_twice
     asks.known.clear()
     for setting in (PLAIN, *others):
         asks.score(setting, criterion)
-    hears = criterion in NEEDS_NAMES
-    assert fits.count(("published",)) == 3 + hears, "neighbours matter to names alone"
-    assert fits.count(("anchored_distilled",)) == 1 + hears, "it has a Gaussian a tissue, whatever K is"
+    more = 4 if criterion in NEEDS_NAMES else 0
+    assert fits.count(("published",)) == 3 + more, "refinement matters to names alone"
+    assert fits.count(("anchored_distilled",)) == 1 + more, "it has a Gaussian a tissue, whatever K is"
 
 
-def test_neighbours_stay_as_they_are_where_the_criterion_does_not_hear_them() -> None:
-    found = list(search_features(lambda setting: setting.potts, CONFIG, 20, 0, "calinski_harabasz"))
-    assert {one.setting.potts for one in found} == {CONFIG.mixture.potts_strength}
-    heard = list(search_features(lambda setting: setting.potts, CONFIG, 20, 0, "hu_purity"))
-    assert best_of(heard).setting.potts == max(POTTS)
+def test_refinement_stays_as_it_is_where_the_criterion_does_not_see_it() -> None:
+    def liked(setting: Setting) -> float:
+        return setting.potts + setting.iterations / 20 - setting.edge_hu / 30
+
+    own = Setting.of(CONFIG)
+    found = {one.setting for one in search_features(liked, CONFIG, 20, 0, "calinski_harabasz")}
+    assert {(s.potts, s.iterations, s.edge_hu) for s in found} == {(own.potts, own.iterations, own.edge_hu)}
+    best = best_of(list(search_features(liked, CONFIG, 60, 0, "hu_purity"))).setting
+    assert (best.potts, best.iterations, best.edge_hu) == (max(POTTS), max(ITERATIONS), min(EDGE_HU))
+
+
+def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
+    seen: Seen, standardiser: Standardiser
+) -> None:
+    """The stack of patches is a scan: what `decide` does to it, one step after another."""
+    asks = Judge(seen, CONFIG, standardiser)
+    table = seen.fit._replace(features=seen.columns(PLAIN)[0])
+    mixture = asks.fit(table, CONFIG, ("anchored_distilled",))
+    cells = seen.judge._replace(features=seen.columns(PLAIN)[1])
+    named = {}
+    for iterations in (0, 120):
+        config = replace(CONFIG, refine=replace(CONFIG.refine, iterations=iterations))
+        named[iterations] = asks._names(mixture, cells, "anchored_distilled", config)
+        posterior = np.zeros((int(np.prod(seen.grid)), 6), np.float32)
+        evidence = np.zeros((len(posterior), 8), np.float32)
+        posterior[seen.place], evidence[seen.place] = (
+            mixture.posterior(cells, "anchored_distilled"),
+            cells.evidence,
+        )
+        dense = couple(posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, 8), config.mixture)
+        fine = fuse(
+            to_voxels(dense, seen.lungs), seen.hu, seen.lungs, config.patches.spacing_mm, config.refine
+        )
+        for cell in range(0, len(seen.place), 97):
+            z, y, x = np.unravel_index(seen.place[cell], seen.grid)
+            box = tuple(
+                slice(n * c, (n + 1) * c) for n, c in zip((z, y, x), CONFIG.patches.cell_vox, strict=True)
+            )
+            share = fine[(slice(None), *box)].sum(axis=(1, 2, 3))
+            if share.any():
+                assert named[iterations][cell] == share.argmax() + 1
+    assert (named[0] != named[120]).any(), "flow moves names"
 
 
 def liked(setting: Setting) -> float:

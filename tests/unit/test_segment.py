@@ -62,7 +62,7 @@ def test_a_hilar_vessel_is_no_disease_whatever_its_cell_looks_like(observation, 
 def test_the_pleura_does_not_fade(observation):
     coarse = np.zeros((*observation.cells.inside.shape, len(TISSUES)), np.float32)
     coarse[observation.cells.inside, 0] = 1
-    fine = to_voxels(coarse, observation.scan)
+    fine = to_voxels(coarse, observation.scan.lungs)
     assert fine[0][observation.scan.lungs] == pytest.approx(1, abs=1e-4)
 
 
