@@ -77,14 +77,15 @@ def students() -> dict[str, Config]:
 
 
 def settings(config: Config) -> list[Setting]:
-    """The recipe's own and three others, the same for each student."""
-    rng, sets = np.random.default_rng(0), timestep_sets(config)
+    """The recipe's own and three others, the same for each student; the fusion is the recipe's in all."""
+    own, sets, rng = Setting.of(config), timestep_sets(config), np.random.default_rng(0)
 
     def drawn(combine: str, clusters: int, covariance: str, potts: float) -> Setting:
-        return Setting(sets[rng.integers(len(sets))], combine, clusters, covariance, potts)
+        timesteps = sets[rng.integers(len(sets))]
+        return Setting(timesteps, combine, clusters, covariance, potts, own.iterations, own.edge_hu)
 
     return [
-        Setting.of(config),
+        own,
         drawn("concatenate", 5, "diag", 2.0),
         drawn("average", 8, "full", 0.0),
         drawn("concatenate", 10, "tied", 4.0),
@@ -190,7 +191,7 @@ def measure(place: Path) -> None:
             chosen = setting.put_into(config)
             table = asked.seen.fit._replace(features=asked.seen.columns(setting)[0])
             quick = replace(chosen, refine=replace(chosen.refine, iterations=FUSION_STEPS))
-            model = Model(quick, student, standardiser, asked.fit(table, chosen))
+            model = Model(quick, student, standardiser, asked.fit(table, chosen, SEEING))
             which = [pool.timesteps.index(t) for t in setting.timesteps]
             scores: dict[str, list[list[float]]] = {mode: [] for mode in SEEING}
             for (observed, truth), field in zip(scans, fields, strict=True):

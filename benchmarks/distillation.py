@@ -112,7 +112,7 @@ class Patient:
         )  # fmt: skip
 
     def physics(self, config: Config) -> np.ndarray:
-        """Descriptors, percentiles in HU, and percentiles and roughness beside the scan's own lung: (n, 45)."""
+        """Descriptors, percentiles in HU, and percentiles and mesh beside the scan's own lung: (n, 45)."""
         evidence, descriptors = (a[self.used] for a in (self.cells.evidence, self.cells.descriptors))
         reference = scan_reference(self.cells.evidence[self.cells.inside], config.tissue)
         table = CellTable(evidence, descriptors, descriptors[:, :0], reference)

@@ -206,9 +206,9 @@ class Bench:
             scans.append(np.full(which.sum(), number))
             tissues.append(seen.tissue[which])
         counts = [len(table.evidence) for table in tables]
-        mode_hu, rough = (np.repeat([float(t.reference[i]) for t in tables], counts) for i in (0, 1))
+        mode_hu, mesh = (np.repeat([float(t.reference[i]) for t in tables], counts) for i in (0, 1))
         evidence, descriptors, features = (np.concatenate([table[i] for table in tables]) for i in range(3))
-        cells = CellTable(evidence, descriptors, features, Reference(mode_hu, rough))
+        cells = CellTable(evidence, descriptors, features, Reference(mode_hu, mesh))
         return Lesson(cells, np.concatenate(scans), np.concatenate(tissues))
 
     def student(self, contrast: str, seed: int, given: Path | None, *, train: bool) -> Trained | None:
@@ -290,7 +290,7 @@ def as_arrow(cells: CellTable, scan: np.ndarray) -> pa.Table:
         **{name: pa.array(nowhere) for name in ("z0", "y0", "x0")},
         "cell": pa.array(np.arange(len(scan), dtype=np.int32)),
         "mode_hu": pa.array(np.asarray(cells.reference.mode_hu, np.float32)),
-        "roughness": pa.array(np.asarray(cells.reference.log_roughness, np.float32)),
+        "mesh": pa.array(np.asarray(cells.reference.log_mesh, np.float32)),
     }
     for name in ("evidence", "descriptors", "features"):
         rows = np.ascontiguousarray(getattr(cells, name), np.float32)

@@ -22,7 +22,7 @@ class CavityConfig:
     air_hu: float = -850.0  # lumen: smoothed density below this
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before that
     dense_hu: float = -300.0  # shell and wall: density above this
-    shell: float = 0.75  # share of the lumen's surface that must be dense
+    shell: float = 0.65  # share of the lumen's surface that must be dense; a bulla among walls has up to .6
     reach_mm: float = 3.0  # how far the smoothed air may lie inside the lumen's true border
     joined: float = 0.03  # share of the lumen's surface above which it belongs to the airway tree
     neck_mm: float = 2.0  # leaks narrower than twice this do not join the lumen to the lung

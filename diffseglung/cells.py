@@ -28,7 +28,7 @@ class Cells:
 def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
     """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only."""
     window, cell, lungs = patches.window_vox, patches.cell_vox, core(scan.lungs)
-    evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell)
+    evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
     wall = ndimage.binary_dilation(scan.airways)
     lung = cell_share(lungs, cell)

@@ -236,7 +236,7 @@ def _judged(
         evidence[usable],
         descriptors[usable],
         np.zeros((len(patch), 0), np.float32),
-        Reference(patches["mode_hu"][patch], patches["roughness"][patch]),
+        Reference(patches["mode_hu"][patch], patches["mesh"][patch]),
     )
     return table, np.stack(draws), np.flatnonzero(_stacked(usable, grid)), grid
 

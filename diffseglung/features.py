@@ -153,7 +153,7 @@ def sample_cells(student: Student, batch: dict[str, np.ndarray], config: Feature
         where = np.random.default_rng(seeds[i]).permutation(np.flatnonzero(usable))[: config.cells_per_patch]
         where.sort()
         fine = regrid(features[i], cells).reshape(features.shape[1], -1).T
-        for name in ("case_id", "z0", "y0", "x0", "mode_hu", "roughness"):
+        for name in ("case_id", "z0", "y0", "x0", "mode_hu", "mesh"):
             rows[name] += [batch[name][i]] * len(where)
         rows["cell"] += where.tolist()
         rows["evidence"].append(evidence.reshape(-1, evidence.shape[-1])[where])

@@ -80,14 +80,14 @@ class CellTable(NamedTuple):
         def tensor(name: str) -> np.ndarray:
             return table[name].combine_chunks().to_numpy_ndarray()
 
-        reference = Reference(table["mode_hu"].to_numpy(), table["roughness"].to_numpy())
+        reference = Reference(table["mode_hu"].to_numpy(), table["mesh"].to_numpy())
         return cls(tensor("evidence"), tensor("descriptors"), tensor("features"), reference)
 
     def rows(self, which: np.ndarray) -> "CellTable":
         """Some of the cells, by number."""
-        mode_hu, rough = (r[which] if isinstance(r, np.ndarray) else r for r in self.reference)
+        mode_hu, mesh = (r[which] if isinstance(r, np.ndarray) else r for r in self.reference)
         return CellTable(
-            self.evidence[which], self.descriptors[which], self.features[which], Reference(mode_hu, rough)
+            self.evidence[which], self.descriptors[which], self.features[which], Reference(mode_hu, mesh)
         )
 
 
@@ -265,10 +265,10 @@ def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np
 
 
 def physics(cells: CellTable) -> np.ndarray:
-    """Percentiles relative to the scan's lung mode (in 100 HU) and relative roughness: (n, 6)."""
+    """Percentiles relative to the scan's lung mode (in 100 HU) and relative mesh: (n, 6)."""
     hu = (cells.evidence[:, :5] - np.reshape(cells.reference.mode_hu, (-1, 1))) / 100
-    rough = cells.evidence[:, 5:6] - np.reshape(cells.reference.log_roughness, (-1, 1))
-    return np.concatenate([hu, rough], axis=1)
+    mesh = cells.evidence[:, 5:6] - np.reshape(cells.reference.log_mesh, (-1, 1))
+    return np.concatenate([hu, mesh], axis=1)
 
 
 def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:

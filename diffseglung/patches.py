@@ -13,6 +13,8 @@ from diffseglung.volume import Grid, Volume, crop_grid, resample, resample_label
 Corner = tuple[int, int, int]
 Shape = tuple[int, int, int]
 
+MESH_MM = 10.0  # cysts of a honeycomb are 3 to 10 mm wide (Fleischner glossary, Hansell 2008)
+
 
 @frozen
 class PatchConfig:
@@ -45,6 +47,12 @@ class PatchConfig:
         """Edge of the window that a cell is judged by."""
         z, y, x = self.cell_vox
         return z * self.window_cells, y * self.window_cells, x * self.window_cells
+
+    @property
+    def mesh_vox(self) -> Shape:
+        """Edge of the box in which a dark spot has its walls: as near to `MESH_MM` as odd numbers come."""
+        z, y, x = (max(3, 2 * round((MESH_MM / mm - 1) / 2) + 1) for mm in self.spacing_mm)
+        return z, y, x
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ def prepare_case(
         "y0": [c[1] for c in corners],
         "x0": [c[2] for c in corners],
         "mode_hu": [reference.mode_hu] * n,
-        "roughness": [reference.log_roughness] * n,
+        "mesh": [reference.log_mesh] * n,
     }
     schema = patches_schema(config.patches, config.student)
     lung_ml = f"{anatomy.right_ml + anatomy.left_ml:.3f}".encode()

@@ -46,7 +46,7 @@ def patches_schema(patches: PatchConfig, student: StudentConfig) -> pa.Schema:
             ("evidence", tensor(pa.float32(), (*cells, len(EVIDENCE)))),
             ("descriptors", tensor(pa.float32(), (*cells, descriptors))),
             ("mode_hu", pa.float32()),
-            ("roughness", pa.float32()),
+            ("mesh", pa.float32()),
         ],
         **{
             "teacher.names": json.dumps(list(TEACHER.names)),
@@ -71,7 +71,7 @@ def cells_schema(features: int) -> pa.Schema:
             ("descriptors", tensor(pa.float32(), (len(TEACHER.names),))),
             ("features", tensor(pa.float32(), (features,))),
             ("mode_hu", pa.float32()),
-            ("roughness", pa.float32()),
+            ("mesh", pa.float32()),
         ],
     )
 

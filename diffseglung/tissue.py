@@ -1,7 +1,7 @@
 """What a tissue looks like in physical terms, and how likely each is for a small cell of lung.
 
-A cell (8 mm) is described by its surroundings (a 24 mm window): five HU percentiles, how rough they are, and how
-much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
+A cell (8 mm) is described by its surroundings (a 24 mm window): five HU percentiles, how much of a mesh they form,
+and how much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
 """
 
 from typing import NamedTuple
@@ -13,19 +13,22 @@ from diffseglung.labels import TISSUES, Tissue
 
 # The columns of a cell's evidence, in this order everywhere.
 PERCENTILES = ("p10_hu", "p25_hu", "p50_hu", "p75_hu", "p90_hu")
-EVIDENCE = (*PERCENTILES, "log_roughness", "lung_fraction", "vessel_fraction")
+EVIDENCE = (*PERCENTILES, "log_mesh", "lung_fraction", "vessel_fraction")
+
+# Where the mode of a healthy lung may lie: above what a deep breath leaves, so that emphysema is not taken for it.
+MODE_HU = (-905, -650)
 
 VESSEL = 7  # a helper class beyond the tissues: "vessel or airway wall", merged into healthy at the end
 
 
 class Prototype(NamedTuple):
-    """Mean and spread of a tissue's percentiles (HU) and of its roughness (log, relative to the scan's lung)."""
+    """Mean and spread of a tissue's percentiles (HU) and of its mesh (log of `teacher.hollow`, beside the lung's)."""
 
     relative: bool  # HU counted from the scan's own lung mode (parenchyma) or absolute (fluid, solid)
     hu: tuple[float, float, float, float, float]
     spread_hu: tuple[float, float, float, float, float]
-    roughness: float
-    roughness_spread: float
+    mesh: float
+    mesh_spread: float
     prior: float
     source: str
 
@@ -33,27 +36,27 @@ class Prototype(NamedTuple):
 _TRIAL = "fitted by hand on digital phantoms that no score uses"
 PROTOTYPES: dict[int, Prototype] = {
     Tissue.HEALTHY: Prototype(
-        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.25, 0.6,
+        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.3, 0.6,
         "definition of the lung mode; vessels give the upper tail",
     ),
     Tissue.EMPHYSEMA: Prototype(
-        False, (-985, -960, -910, -840, -720), (25, 35, 60, 70, 150), 0.1, 0.35, 0.1,
+        False, (-985, -960, -910, -840, -720), (25, 35, 60, 70, 150), 0.4, 0.35, 0.1,
         "LAA-950: holes below -950 HU among what is left of the lung (Gevenois 1996)",
     ),
     Tissue.GROUND_GLASS: Prototype(
-        False, (-770, -690, -620, -550, -460), (80, 80, 80, 90, 120), -0.08, 0.25, 0.1,
+        False, (-780, -710, -630, -545, -455), (80, 90, 100, 130, 170), 0.05, 0.35, 0.1,
         "-750 to -300 HU, vessels stay visible (Fleischner glossary, Hansell 2008); " + _TRIAL,
     ),
     Tissue.FIBROSIS: Prototype(
-        False, (-845, -745, -600, -460, -340), (80, 110, 120, 120, 130), 0.55, 0.25, 0.1,
+        False, (-840, -750, -610, -490, -400), (70, 90, 100, 120, 140), 1.1, 0.3, 0.1,
         "honeycomb: air cysts of -900 HU between walls of -300 HU (Hansell 2008); " + _TRIAL,
     ),
     Tissue.CONSOLIDATION: Prototype(
-        False, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.2, 0.5, 0.1,
+        False, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.4, 0.5, 0.1,
         "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
     ),
     VESSEL: Prototype(
-        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.3, 0.35, 0.6,
+        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.6,
         "lung pierced by a vessel or an airway wall; " + _TRIAL,
     ),
 }  # fmt: skip
@@ -77,27 +80,27 @@ class Reference(NamedTuple):
     """What is normal in this scan; for cells of several scans, one number per cell (n,)."""
 
     mode_hu: float | np.ndarray
-    log_roughness: float | np.ndarray
+    log_mesh: float | np.ndarray
 
 
 def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
-    """The scan's own lung mode (HU) and roughness, from its cells.
+    """The scan's own lung mode (HU) and mesh, from its cells.
 
-    `evidence` is (n, 8) in the order of `EVIDENCE`. The mode is that of the cells' medians between -980 and -650 HU
-    (normal lung at any depth of breath), smoothed over 30 HU; roughness is the median of the cells near that mode.
+    `evidence` is (n, 8) in the order of `EVIDENCE`. The mode is that of the cells' medians within `MODE_HU`, smoothed
+    over 30 HU; the mesh is the median of the cells near that mode.
     """
     known = evidence[np.isfinite(evidence).all(axis=1)]
-    median_hu, rough = known[:, 2], known[:, 5]
+    median_hu, mesh = known[:, 2], known[:, 5]
     if not config.scan_relative or not len(known):
-        return Reference(-860.0, float(np.median(rough)) if len(known) else 0.0)
-    edges = np.arange(-980, -645, 5)
+        return Reference(-860.0, float(np.median(mesh)) if len(known) else 0.0)
+    edges = np.arange(MODE_HU[0], MODE_HU[1] + 5, 5)
     counts = np.histogram(median_hu, edges)[0].astype(float)
     if not counts.any():
-        return Reference(-860.0, float(np.median(rough)))
+        return Reference(-860.0, float(np.median(mesh)))
     kernel = np.exp(-0.5 * (np.arange(-6, 7) / 3) ** 2)
     mode = float(edges[np.convolve(counts, kernel, mode="same").argmax()] + 2.5)
     near = np.abs(median_hu - mode) < 40
-    return Reference(mode, float(np.median(rough[near] if near.any() else rough)))
+    return Reference(mode, float(np.median(mesh[near] if near.any() else mesh)))
 
 
 def prior() -> np.ndarray:
@@ -118,9 +121,9 @@ def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: Ti
         p = PROTOTYPES[tissue]
         hu = np.array(p.hu) + (np.atleast_1d(reference.mode_hu)[:, None] if p.relative else 0)
         z = (cells[:, :5] - hu) / np.array(p.spread_hu)
-        rough = (cells[:, 5] - reference.log_roughness - p.roughness) / p.roughness_spread
-        scale = np.log(p.spread_hu).sum() + np.log(p.roughness_spread)
-        out[:, column] = -(0.5 * (z**2).sum(axis=1) + 0.5 * rough**2 + scale) / config.temperature
+        mesh = (cells[:, 5] - reference.log_mesh - p.mesh) / p.mesh_spread
+        scale = np.log(p.spread_hu).sum() + np.log(p.mesh_spread)
+        out[:, column] = -(0.5 * (z**2).sum(axis=1) + 0.5 * mesh**2 + scale) / config.temperature
     out[:, ANCHORED.index(VESSEL)] += config.vessel_power * cells[:, 7]
     return np.where(known[:, None], out, 0.0)
 

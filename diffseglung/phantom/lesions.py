@@ -17,6 +17,7 @@ from .trees import grow
 
 Box = tuple[slice, slice, slice]
 WATER_HU, CYST_HU = 30.0, -950.0
+LUMEN_ML = 0.5  # of air, with less of which nobody would speak of a cavity
 
 
 @dataclass(slots=True)
@@ -216,8 +217,11 @@ def paint_cavity(rng: np.random.Generator, canvas: Canvas) -> None:
             cover(depth_mm, pixel_mm + 0.8),
             rng.uniform(15, 60) + 10 * smooth_noise(rng, frame, 9.0),
         )
-        canvas.replace(rng, box, cover(_clean(rng, frame, lumen_mm), pixel_mm), rng.uniform(-995, -915))
-        canvas.label(box, depth_mm > 0, Tissue.CAVITY)
+        air = cover(_clean(rng, frame, lumen_mm), pixel_mm)
+        canvas.replace(rng, box, air, rng.uniform(-995, -915))
+        # Squeezed by the pleura or another lesion it may be all wall: then it is none.
+        lumen_ml = (air * canvas.lungs[box]).sum() * np.prod(canvas.frame.spacing_mm) / 1000
+        canvas.label(box, depth_mm > 0, Tissue.CAVITY if lumen_ml > LUMEN_ML else Tissue.CONSOLIDATION)
 
 
 PAINTERS: dict[Tissue, Callable[[np.random.Generator, Canvas], None]] = {

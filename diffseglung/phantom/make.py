@@ -79,7 +79,7 @@ def make_phantom(
         affine=_draw_affine(table, frame),
         story={
             "seed": seed,
-            "diseases": [kind.key for kind in kinds],
+            "diseases": [tissue.key for tissue in DISEASES if (canvas.truth == tissue).any()],
             "patient": chest.story,
             "scanner": asdict(scanner),
         },

@@ -9,7 +9,7 @@ from diffseglung.teacher.flips import flip_batch, flipped_columns
 from diffseglung.teacher.names import TEACHER, Descriptor, TeacherConfig
 from diffseglung.teacher.patches import describe_patches
 from diffseglung.teacher.standardise import Standardiser
-from diffseglung.teacher.windows import EVIDENCE, describe_windows, window_evidence
+from diffseglung.teacher.windows import EVIDENCE, describe_windows, hollow, window_evidence
 
 __all__ = [
     "EVIDENCE",
@@ -21,5 +21,6 @@ __all__ = [
     "describe_windows",
     "flip_batch",
     "flipped_columns",
+    "hollow",
     "window_evidence",
 ]

@@ -12,7 +12,7 @@ Array = TypeVar("Array", np.ndarray, torch.Tensor)
 
 VOLUMES = ("hu", "lungs")
 """Columns of a batch of patches that lie on its voxels, (b, z, y, x)."""
-CELLS = ("teacher_local", "descriptors")
+CELLS = ("teacher_local", "descriptors", "evidence")
 """Columns on a coarser grid over the same box, (b, gz, gy, gx, features)."""
 DESCRIBED = ("teacher", "teacher_local", "descriptors")
 """Columns whose last axis is TEACHER.names."""
@@ -38,11 +38,8 @@ def flipped_columns(axes: Collection[int]) -> list[int]:
 def flip_batch(batch: dict[str, Array], axes: Collection[int]) -> dict[str, Array]:
     """A batch of patches seen in a mirror: voxels, grids and targets of `patches_schema`, all of them.
 
-    Takes and returns numpy arrays or torch tensors, batch first; other columns stay as they are. Errors:
-    ValueError for `evidence`, whose roughness gives each pair to its first voxel: a mirror makes it another.
+    Takes and returns numpy arrays or torch tensors, batch first; other columns stay as they are.
     """
-    if "evidence" in batch and axes:
-        raise ValueError("evidence is not the same in a mirror: compute it after the flip")
     columns = flipped_columns(axes)
     turned = tuple(axis + 1 for axis in sorted(axes))
     out = dict(batch)

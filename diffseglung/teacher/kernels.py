@@ -299,30 +299,6 @@ def count_patterns(patterns, counts):
         counts[pattern] += tables[:, pattern].sum()
 
 
-@jit
-def neighbour_differences(hu, lungs, first, last, difference, pairs):
-    """Sum of |HU difference| to the 13 forward lung neighbours, and their number, in planes first..last-1."""
-    depth, height, width = hu.shape
-    for z in range(first, last):
-        for y in range(height):
-            for x in range(width):
-                if not lungs[z, y, x]:
-                    continue
-                here = np.int32(hu[z, y, x])
-                total = 0
-                count = 0
-                for dz in range(2):
-                    for dy in range(-1, 2):
-                        for dx in range(-1, 2):
-                            forward = dz > 0 or dy > 0 or (dy == 0 and dx > 0)
-                            inside = z + dz < depth and 0 <= y + dy < height and 0 <= x + dx < width
-                            if forward and inside and lungs[z + dz, y + dy, x + dx]:
-                                total += abs(here - hu[z + dz, y + dy, x + dx])
-                                count += 1
-                difference[z, y, x] = total
-                pairs[z, y, x] = count
-
-
 # ---- Gabor filters
 #
 # Twelve complex kernels of 15 x 15 voxels whose Gaussian is round are products of one-dimensional ones, and
@@ -827,7 +803,7 @@ def describe_window_planes(
 
 
 @jit
-def evidence_planes(hu, lungs, difference, pairs, low, bins, min_vox, size, step, first, last, out):
+def evidence_planes(hu, lungs, hollow, low, bins, min_vox, size, step, first, last, out):
     depth, height, width = hu.shape
     counts = np.empty(bins, np.int64)
     found = np.empty(5)
@@ -843,19 +819,17 @@ def evidence_planes(hu, lungs, difference, pairs, low, bins, min_vox, size, step
                     i * step[2] : (i + 1) * step[2],
                 ]
                 out[k, j, i, 6] = _lung_count(cell) / cell.size
-                if _lung_count(lungs[z0:z1, y0:y1, x0:x1].copy()) < min_vox:
+                inside = _lung_count(lungs[z0:z1, y0:y1, x0:x1].copy())
+                if inside < min_vox:
                     continue
                 counts[:] = 0
-                apart = 0
-                together = 0
+                depth_hu = 0
                 for z in range(z0, z1):
                     for y in range(y0, y1):
                         for x in range(x0, x1):
                             if lungs[z, y, x]:
                                 counts[hu[z, y, x] - low] += 1
-                                apart += difference[z, y, x]
-                                together += pairs[z, y, x]
+                                depth_hu += hollow[z, y, x]
                 percentiles(counts, low, PERCENTILES, found)
                 copy_row(found, out[k, j, i, :5])
-                if together:
-                    out[k, j, i, 5] = np.log(max(1.0, apart / together))
+                out[k, j, i, 5] = np.log(max(1.0, depth_hu / inside))

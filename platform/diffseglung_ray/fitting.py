@@ -21,7 +21,7 @@ from diffseglung_ray.workspace import Workspace, cpus_beside_readers
 MOST_CELLS = 200_000  # on the driver: 0.7 GB with the features of the published network
 PATCHES_A_BATCH = 16
 PATCHES_A_WORKER = 256  # with fewer, starting another worker (or any) costs more than it saves
-COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "roughness")
+COLUMNS = ("case_id", "z0", "y0", "x0", "hu", "lungs", "evidence", "descriptors", "mode_hu", "mesh")
 
 
 def gather_cells(

@@ -25,7 +25,7 @@ def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[
         p, rows = PROTOTYPES[tissue], kind == tissue
         hu = np.array(p.hu) + (-850 if p.relative else 0)
         evidence[rows, :5] = np.sort(hu + rng.normal(size=(rows.sum(), 5)) * np.array(p.spread_hu), axis=1)
-        evidence[rows, 5] = 3.5 + p.roughness + p.roughness_spread * rng.normal(size=rows.sum())
+        evidence[rows, 5] = 3.5 + p.mesh + p.mesh_spread * rng.normal(size=rows.sum())
     evidence[:, 7] = 0
     descriptors = SIGNATURE[kind] + 0.5 * rng.normal(size=(n, len(TEACHER.names)))
     features = SIGNATURE[kind, :FEATURES] + rng.normal(size=(n, FEATURES))
@@ -36,7 +36,7 @@ def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[
         "x0": pa.array([0] * n, pa.int32()),
         "cell": pa.array(range(n), pa.int32()),
         "mode_hu": pa.array(np.full(n, -850, np.float32)),
-        "roughness": pa.array(np.full(n, 3.5, np.float32)),
+        "mesh": pa.array(np.full(n, 3.5, np.float32)),
     }
     for name, array in (("evidence", evidence), ("descriptors", descriptors), ("features", features)):
         values[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(array.astype(np.float32))

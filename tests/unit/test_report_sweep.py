@@ -29,7 +29,8 @@ def training(number: int, **more: Any) -> dict[str, Any]:
         "lr": float(10 ** rng.uniform(-4, -3)), "lr_heads": float(10 ** rng.uniform(-4, -3)),
         "timesteps": str(rng.choice(["10", "10+50", "5+20+100"])), "combine": "concatenate", "clusters": 5,
         "covariance": "full", "potts": 2.0, "iterations": 120, "edge_hu": 60.0, "criterion": "hu_purity",
-        "score": score, "scores": [score] * (3 if finished else 1), "scan_seconds": float(rng.uniform(5, 30)), "seconds": 60.0,
+        "score": score, "scores": [score] * (3 if finished else 1), "scan_seconds": float(rng.uniform(5, 30)),
+        "seconds": 60.0,
     }  # fmt: skip
     return row | more
 

@@ -21,6 +21,7 @@ from diffseglung.teacher import (
     describe_windows,
     flip_batch,
     flipped_columns,
+    hollow,
     kernels,
     window_evidence,
 )
@@ -159,26 +160,15 @@ def test_a_flipped_batch_has_the_targets_of_the_flipped_scan():
             "lungs": lungs[None].astype(np.uint8),
             "teacher": describe_patches(hu[None], lungs[None]),
             "teacher_local": describe_windows(hu, lungs, **cells)[None],
+            "evidence": window_evidence(hu, lungs, **cells, mesh_vox=(5, 5, 5))[None],
         }
 
     for axes in FLIPS:
         found, expected = flip_batch(batch(hu, lungs), axes), batch(np.flip(hu, axes), np.flip(lungs, axes))
         tensors = flip_batch({k: torch.from_numpy(v.copy()) for k, v in batch(hu, lungs).items()}, axes)
-        for name in ("hu", "lungs", "teacher", "teacher_local"):
+        for name in ("hu", "lungs", "teacher", "teacher_local", "evidence"):
             np.testing.assert_allclose(found[name], expected[name], rtol=2e-5, err_msg=name)
             np.testing.assert_array_equal(tensors[name].numpy(), found[name], err_msg=name)
-
-
-def test_roughness_is_not_the_same_in_a_mirror_so_evidence_is_not_flipped():
-    hu, lungs = (array[0] for array in noise_patches(1, (16, 32, 32)))
-    cells = {"size_vox": (8, 8, 8), "step_vox": (8, 8, 8)}
-    itself = window_evidence(hu, lungs, **cells)
-    turned = np.flip(window_evidence(np.flip(hu, 2), np.flip(lungs, 2), **cells), 2)
-    same = [0, 1, 2, 3, 4, 6]
-    np.testing.assert_allclose(turned[..., same], itself[..., same], rtol=1e-6)
-    assert np.abs(turned[..., 5] - itself[..., 5]).max() > 0.01
-    with pytest.raises(ValueError, match="after the flip"):
-        flip_batch({"evidence": itself[None]}, (2,))
 
 
 def test_a_flat_patch_is_smooth_and_finite():
@@ -271,7 +261,9 @@ def test_windows_do_not_depend_on_the_number_of_threads():
         for threads in (1, 3):
             torch.set_num_threads(threads)
             described = describe_windows(hu, lungs, size_vox=(16, 16, 16), step_vox=(8, 8, 8))
-            evidence = window_evidence(hu, lungs, size_vox=(16, 16, 16), step_vox=(8, 8, 8))
+            evidence = window_evidence(
+                hu, lungs, size_vox=(16, 16, 16), step_vox=(8, 8, 8), mesh_vox=(5, 5, 5)
+            )
             found.append((described.tobytes(), evidence.tobytes()))
     finally:
         torch.set_num_threads(kept)
@@ -282,7 +274,7 @@ def test_evidence_is_numpys_percentiles_and_the_cells_lung():
     hu, lungs = (array[0] for array in noise_patches(1, (16, 20, 24)))
     lungs[:, :9] = False
     size, step = (12, 12, 12), (4, 4, 4)
-    evidence = window_evidence(hu, lungs, size_vox=size, step_vox=step)
+    evidence = window_evidence(hu, lungs, size_vox=size, step_vox=step, mesh_vox=(5, 5, 5))
     assert evidence.shape == (4, 5, 6, len(EVIDENCE))
     for cell in np.ndindex(*evidence.shape[:3]):
         here = tuple(slice(4 * i, 4 * i + 4) for i in cell)
@@ -297,13 +289,36 @@ def test_evidence_is_numpys_percentiles_and_the_cells_lung():
     assert np.isnan(evidence[:, 0, :, :6]).all()
 
 
-def test_roughness_is_the_log_difference_of_neighbours():
-    # HU rise by 20 a voxel along x alone: of the 13 directions 4 stay level, 9 differ by 20.
-    hu = np.broadcast_to(np.arange(-900, -100, 20, dtype=np.int16), (30, 30, 40))
-    evidence = window_evidence(hu, np.ones_like(hu), size_vox=(6, 6, 6), step_vox=(3, 3, 3))
-    assert evidence[5, 5, 5, 5] == pytest.approx(np.log(20 * 9 / 13), rel=1e-5)
-    flat = window_evidence(np.full_like(hu, -850), np.ones_like(hu), size_vox=(6, 6, 6), step_vox=(3, 3, 3))
-    assert (flat[..., 5] == 0).all()
+def test_mesh_is_the_log_of_how_hollow_the_lung_is():
+    hu = np.full((24, 24, 24), -850, np.int16)
+    cells = {"size_vox": (6, 6, 6), "step_vox": (6, 6, 6), "mesh_vox": (5, 5, 5)}
+    assert (window_evidence(hu, np.ones_like(hu), **cells)[..., 5] == 0).all(), "an even lung"
+    hu[::3] = hu[:, ::3] = hu[:, :, ::3] = -500  # walls around cysts of 2x2x2 voxels: 8 of 27
+    evidence = window_evidence(hu, np.ones_like(hu), **cells)
+    assert evidence[1, 1, 1, 5] == pytest.approx(np.log(350 * 8 / 27), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["edge", "ball", "spot", "line"])
+def test_what_is_dense_without_a_hole_is_not_hollow(shape):
+    z, y, x = np.indices((20, 20, 20)) - 10
+    dense = {
+        "edge": x > 0,
+        "ball": z**2 + y**2 + x**2 < 36,
+        "spot": (z == 0) & (y == 0) & (x == 0),
+        "line": (z == 0) & (y == 0),
+    }[shape]
+    hu = np.where(dense, 20, -850).astype(np.int16)
+    assert not hollow(hu, np.ones(hu.shape, bool), (5, 5, 5))[2:-2, 2:-2, 2:-2].any()
+
+
+def test_a_hole_is_as_hollow_as_its_walls_are_high_and_the_chest_wall_is_no_wall():
+    hu = np.full((15, 15, 15), -600, np.int16)
+    hu[6:9, 6:9, 6:9] = -900
+    lungs = np.ones(hu.shape, bool)
+    assert (hollow(hu, lungs, (5, 5, 5)) == np.where(hu == -900, 300, 0)).all()
+    assert not hollow(hu, lungs, (3, 3, 3)).any(), "wider than the box"
+    lungs[:] = hu == -900
+    assert not hollow(hu, lungs, (5, 5, 5)).any()
 
 
 def test_a_standardiser_gives_each_family_the_same_say():

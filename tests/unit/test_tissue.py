@@ -22,7 +22,7 @@ def cell(tissue: int, reference: Reference = REFERENCE, vessel: float = 0.0) -> 
     """A cell that is its tissue's prototype."""
     p = PROTOTYPES[tissue]
     hu = np.array(p.hu) + (reference.mode_hu if p.relative else 0)
-    return np.array([*hu, reference.log_roughness + p.roughness, 1.0, vessel])
+    return np.array([*hu, reference.log_mesh + p.mesh, 1.0, vessel])
 
 
 @pytest.mark.parametrize("tissue", ANCHORED)
@@ -66,7 +66,23 @@ def test_the_lung_mode_is_found_beside_disease():
     evidence[:, 5] = np.where(np.abs(median + 840) < 60, 3.2, 4.5)
     reference = scan_reference(evidence, TissueConfig())
     assert reference.mode_hu == pytest.approx(-840, abs=10)
-    assert reference.log_roughness == pytest.approx(3.2)
+    assert reference.log_mesh == pytest.approx(3.2)
+
+
+def test_a_lung_full_of_emphysema_is_not_its_own_measure_of_healthy():
+    rng = np.random.default_rng(0)
+    evidence = np.zeros((4000, 8))
+    evidence[:, 2] = np.concatenate([rng.normal(-950, 15, 3000), rng.normal(-880, 20, 1000)])
+    assert scan_reference(evidence, TissueConfig()).mode_hu > -910
+
+
+def test_a_steep_edge_is_ground_glass_where_it_is_no_mesh():
+    """A small infiltrate: its window holds healthy lung and soft tissue, as that of a honeycomb holds air and walls."""
+    hu, relative = [-820, -775, -640, -430, -330], {Tissue.GROUND_GLASS: 0.2, Tissue.FIBROSIS: 1.1}
+    for tissue, mesh in relative.items():
+        window = np.array([*hu, REFERENCE.log_mesh + mesh, 1.0, 0.0])
+        log_p = anchor_log_likelihood(window[None], REFERENCE, TissueConfig()) + np.log(prior())
+        assert ANCHORED[int(log_p.argmax())] == tissue
 
 
 def test_vessels_count_as_healthy_and_nothing_is_lost():

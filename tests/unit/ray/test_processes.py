@@ -14,7 +14,8 @@ from diffseglung.teacher import window_evidence
 from diffseglung_ray.processes import use_threads
 
 use_threads(int(sys.argv[1]))
-window_evidence(np.zeros((8, 8, 8), np.int16), np.ones((8, 8, 8), bool), size_vox=(4, 4, 4), step_vox=(4, 4, 4))
+hu, cells = np.zeros((8, 8, 8), np.int16), {"size_vox": (4, 4, 4), "step_vox": (4, 4, 4), "mesh_vox": (3, 3, 3)}
+window_evidence(hu, np.ones(hu.shape, bool), **cells)
 print(torch.get_num_threads(), SimpleITK.ProcessObject.GetGlobalDefaultNumberOfThreads())
 """
 
