@@ -6,7 +6,8 @@ tiny scan, as in the middle of a cohort:
 - straightforward: the same up to the features; those from the whole network by a hook on its middle block, one
   timestep and one patch at a time, brought to every voxel, and the mixture asked at every voxel.
 Both use the mode that needs the features (`anchored_distilled`). Then a cohort of phantoms: a plain loop over
-the same actor's code in one process, and Ray with one and with two workers.
+the same actor's code in one process, two such loops at once with half of the scans each, and Ray with one and with
+two workers.
 Processor seconds are those of all processes of a way; wall seconds mean something on a quiet machine alone.
 """
 
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -342,11 +344,24 @@ def _told(seconds: float | None) -> str:
 def cohort_of_small(folder: Path, model: Path, scans: int) -> str:
     """The table of what Ray adds, and what a second worker brings."""
     rows = write_cohort(folder / "small", min(scans, 4), seed=9, config=SMALL)
-    manifest = folder / "small" / "cohort.csv"
-    lines = [f"case-{n:03d},{rows[n % len(rows)]['image']}" for n in range(scans)]
-    manifest.write_text("\n".join(["case_id,image", *lines]) + "\n")
-    ways = {"plain loop": 0, "Ray, 1 worker": 1, "Ray, 2 workers": 2}
-    found = {way: in_a_process("cohort", n, manifest, model, folder / f"out-{n}") for way, n in ways.items()}
+
+    def manifest(name: str, first: int, step: int) -> Path:
+        lines = [f"case-{n:03d},{rows[n % len(rows)]['image']}" for n in range(first, scans, step)]
+        path = folder / "small" / f"{name}.csv"
+        path.write_text("\n".join(["case_id,image", *lines]) + "\n")
+        return path
+
+    def loop(name: str, first: int, step: int) -> dict[str, float]:
+        return in_a_process("cohort", 0, manifest(name, first, step), model, folder / f"out-{name}")
+
+    found = {"plain loop": loop("plain", 0, 1)}
+    with ThreadPoolExecutor(2) as pool:
+        halves = list(pool.map(loop, ("even", "odd"), (0, 1), (2, 2)))
+    both = {key: sum(half[key] for half in halves) for key in ("cpu", "inside")}
+    found["two plain loops at once"] = both | {"seconds": max(half["seconds"] for half in halves)}
+    for count in (1, 2):
+        way = f"Ray, {count} worker{'s' * (count > 1)}"
+        found[way] = in_a_process("cohort", count, manifest(way, 0, 1), model, folder / f"out-{count}")
     plain = found["plain loop"]
     table = [
         "| way | s | times the loop | processor s | times the loop | s inside the scans |",
