@@ -83,7 +83,7 @@ def ways(steps: int) -> dict[str, tuple[str, Config]]:
         "local": ("each position against its own 32 mm window (default)", base),
         "global": ("whole patches, as published", told(base, "global")),
         "local, two levels": ("as local; the level above the bottleneck is read too, on 8 mm", two),
-        "fine": ("a bottleneck of 8 mm against 24 mm windows", fine),
+        "fine": ("a bottleneck of 8 mm against 16 mm windows", fine),
         "fine, off": ("the same, weight 0", told(fine, "none")),
         "off, skip": ("weight 0, student.input_skip", replace(told(base, "none"), student=skip)),
         "local, skip": ("as local, student.input_skip", replace(base, student=skip)),

@@ -23,7 +23,7 @@ class PatchConfig:
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0)
     size_vox: tuple[int, int, int] = (16, 32, 32)
     cell_vox: tuple[int, int, int] = (4, 4, 4)  # the mixture's unit
-    window_cells: int = 3  # a cell is judged by this many cells across
+    window_cells: int = 2  # a cell is judged by this many cells across: 16 mm where they are 8 mm wide
     local_window_vox: tuple[int, int, int] = (
         16,
         16,

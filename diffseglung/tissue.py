@@ -1,6 +1,6 @@
 """What a tissue looks like in physical terms, and how likely each is for a small cell of lung.
 
-A cell (8 mm) is described by its surroundings (a 24 mm window): five HU percentiles, how much of a mesh they form,
+A cell (8 mm) is described by its surroundings (a 16 mm window): five HU percentiles, how much of a mesh they form,
 and how much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
 """
 
