@@ -21,8 +21,8 @@ TITLES = {
     "clusters": "clusters",
     "covariance": "covariance",
     "potts": "neighbours",
-    "iterations": "fusion, steps",
-    "edge_hu": "edge, HU",
+    "iterations": "fusion steps",
+    "edge_hu": "edge in HU",
 }
 STAGES = {
     "train": ("Trainings", ("temperature", "weight", "embedding", "lr", "lr_heads")),
