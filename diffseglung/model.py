@@ -17,6 +17,7 @@ from diffseglung.config import Config, digest, from_dict, to_dict
 from diffseglung.mixture import Mixture
 from diffseglung.student import Student, load_weights
 from diffseglung.teacher import TEACHER, Standardiser
+from diffseglung.tissue import EVIDENCE
 
 FORMAT = 1
 FILES = ("model.json", "student.safetensors", "mixture.safetensors")
@@ -54,6 +55,7 @@ class Model:
                 "table": TEACHER.table,
                 "standardiser": self.standardiser.to_dict(),
             },
+            "evidence": list(EVIDENCE),
             "info": self.info,
         }
         (folder / "model.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
@@ -79,6 +81,10 @@ class Model:
         if tuple(description["teacher"]["names"]) != tuple(TEACHER.names):
             raise ValueError(
                 f"{folder} was taught by other descriptors than this version computes; train it again"
+            )
+        if tuple(description.get("evidence", ())) != EVIDENCE:
+            raise ValueError(
+                f"{folder} judges cells by other evidence than this version computes; train it again"
             )
         try:
             config: Config = from_dict(description["config"])

@@ -38,3 +38,18 @@ def test_an_incomplete_or_damaged_model_is_refused_in_words(model, tmp_path, nam
     (folder / name).unlink()
     with pytest.raises(ValueError, match=f"lacks {name}"):
         Model.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"format": 99}, "has model format 99"),
+        ({"evidence": ["p50_hu", "log_roughness"]}, "judges cells by other evidence"),
+        ({"teacher": {"names": ["hu_mean"]}}, "taught by other descriptors"),
+    ],
+)
+def test_a_model_of_another_version_is_refused_in_words(model, tmp_path, changed, words):
+    path = model.save(tmp_path / "m") / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    with pytest.raises(ValueError, match=words):
+        Model.load(tmp_path / "m")
