@@ -21,7 +21,6 @@ import pyarrow as pa
 import torch
 from joblib import Memory
 from record import commit, record
-from safetensors.torch import load_file, save_file
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import balanced_accuracy_score
@@ -279,18 +278,18 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     }
     found: Numbers = {}
     modes = ["anchored_distilled", "published"]
-    weights = place / f"local-{seed}.safetensors"
+    students = place / "students"
+    taught = students / f"local-{seed}"  # what the way with two levels reads, too
     if way == NETWORKLESS:
         student, standardiser = Student(config.student).eval(), Standardiser.fit(patches["teacher_local"])
         modes = ["anchored", "rule"]  # which do not look at the features
-    elif config.features.levels > 1 and weights.exists():
-        student, standardiser = Student(config.student).eval(), Standardiser.fit(patches["teacher_local"])
-        student.load_state_dict(load_file(weights))
+    elif config.features.levels > 1 and taught.exists():
+        kept = Model.load(taught)
+        student, standardiser = kept.student, kept.standardiser
     else:
         run, standardiser = train(config, patches)
         found |= retrieval(run, cohorts.patches["test"])
         student = run.ema.eval()
-        save_file(student.state_dict(), place / f"{way}-{seed}.safetensors")
     student.requires_grad_(False)
     seen = {
         name: [features_of(student, p.scan, config, blind=way == NETWORKLESS) for p in patients]
@@ -319,7 +318,9 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     mixture = fit_mixture(
         gather(student, config, cohorts.patches["train"]), config.mixture, config.tissue, standardiser
     )
-    model = Model(config, student, standardiser, mixture)
+    model = Model(config, student, standardiser, mixture, {"made": "benchmarks/distillation.py"})
+    if way != NETWORKLESS:
+        model.save(students / f"{way}-{seed}")
     scores: dict[str, list[list[float]]] = {mode: [] for mode in modes}
     for p, f in zip(cohorts.patients["test"], seen["test"], strict=True):
         known = Observation(p.volume, p.anatomy, p.scan, p.cavities, p.hilar, p.cells, f, Stopwatch())
