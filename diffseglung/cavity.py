@@ -6,7 +6,7 @@ import cc3d
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy.morphology import bounding_box, dilate, distance_mm
+from diffseglung.anatomy.morphology import bounding_box, dilate, distance_mm, opening
 from diffseglung.filters import eroded_by_box, smoothed_below
 from diffseglung.frozen import frozen
 from diffseglung.refine import lung_box
@@ -27,19 +27,23 @@ class CavityConfig:
     joined: float = 0.03  # share of the lumen's surface above which it belongs to the airway tree
     neck_mm: float = 2.0  # leaks narrower than twice this do not join the lumen to the lung
     wall_mm: float = 8.0  # dense tissue this close to the lumen is its wall; thin walls end of themselves
+    fluid_mm: float = 30.0  # how far fluid and debris may fill it; 0 takes the wall alone
+    vessel_mm: float = 3.0  # what hangs on to it and is narrower than twice this is no part of it
+    air_share: float = 0.12  # of air in it all, below which it is a hole in a consolidation: the wall alone
+    round: float = 0.2  # of it all, its largest inscribed sphere: less where it runs on into a consolidation
     min_ml: float = 0.3  # of lumen: a sphere of 8 mm
     max_ml: float = 500.0
-    compact: float = 0.08  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
+    compact: float = 0.17  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
 
     def __post_init__(self) -> None:
         if self.air_hu >= self.dense_hu:
             raise ValueError(f"cavity.air_hu {self.air_hu} must lie below cavity.dense_hu {self.dense_hu}")
-        if not (0 < self.shell <= 1 and 0 <= self.compact <= 1):
-            raise ValueError(
-                f"cavity.shell {self.shell} and cavity.compact {self.compact} are shares, 0 to 1"
-            )
-        if min(self.smooth_mm, self.reach_mm, self.neck_mm, self.wall_mm) < 0:
-            raise ValueError("cavity.smooth_mm, reach_mm, neck_mm and wall_mm must not be below 0")
+        for name in ("shell", "compact", "air_share", "round"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"cavity.{name} {getattr(self, name)} is a share, 0 to 1")
+        for name in ("smooth_mm", "reach_mm", "neck_mm", "wall_mm", "fluid_mm", "vessel_mm"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"cavity.{name} {getattr(self, name)} must not be below 0")
         if not 0 < self.min_ml < self.max_ml:
             raise ValueError(f"cavity.min_ml {self.min_ml} must lie between 0 and max_ml {self.max_ml}")
 
@@ -49,8 +53,9 @@ def find_cavities(
 ) -> np.ndarray:
     """Mark every hole in dense lung tissue, with its wall; bullae, emphysema and bronchi stay out.
 
-    hu, lungs, airways: (z, y, x), density in HU and masks. Returns a bool mask (z, y, x): lumen and wall, inside
-    the lungs. Bodies of air are judged one at a time in their own box, so memory stays that of a few masks.
+    hu, lungs, airways: (z, y, x), density in HU and masks. Returns a bool mask (z, y, x): lumen, what fills a part
+    of it, and wall, inside the lungs. Bodies of air are judged one at a time in their own box, so memory stays that
+    of a few masks.
     """
     found = np.zeros(hu.shape, dtype=bool)
     box = lung_box(lungs)
@@ -62,7 +67,7 @@ def find_cavities(
         lumen = _fill(core, hu[near], inside[near], spacing_mm, config)
         around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
         alone, air, dense = lumen[around], airways[near][around], hu[near][around] > config.dense_hu
-        if not _is_compact(alone, spacing_mm, config) or joined_share(alone, air) > config.joined:
+        if sphere_share(alone, spacing_mm) < config.compact or joined_share(alone, air) > config.joined:
             continue
         if enclosed_share(alone, dense, spacing_mm) >= config.shell:
             found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
@@ -86,6 +91,12 @@ def joined_share(lumen: np.ndarray, airways: np.ndarray) -> float:
     return float(airways[shell].mean()) if shell.any() else 0.0
 
 
+def sphere_share(body: np.ndarray, spacing_mm: Spacing) -> float:
+    """Share of a body's volume that its largest inscribed sphere takes, 0 (a tube) to 1 (a ball)."""
+    radius_mm = float(distance_mm(~np.pad(body, 1), spacing_mm).max())
+    return float(min(1.0, 4 / 3 * np.pi * radius_mm**3 / (body.sum() * np.prod(spacing_mm))))
+
+
 def _shell(lumen: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(lumen, ndimage.generate_binary_structure(3, 1)) & ~lumen
 
@@ -103,7 +114,7 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
     width = [2 * round(config.neck_mm / mm) + 1 for mm in spacing_mm]
     labels = cc3d.connected_components(eroded_by_box(air, width), connectivity=6)
     stats = cc3d.statistics(labels, no_slice_conversion=False)
-    room_mm = config.wall_mm + max(config.reach_mm, *spacing_mm) + config.neck_mm
+    room_mm = max(config.wall_mm, config.fluid_mm) + max(config.reach_mm, *spacing_mm) + config.neck_mm
     for label in range(1, int(labels.max()) + 1):
         # A core is never larger than its lumen, and rarely less than a twentieth of it.
         if not config.min_ml / 20 <= stats["voxel_counts"][label] * voxel_ml <= config.max_ml:
@@ -129,12 +140,6 @@ def _widened(box: Box, margin_mm: float, spacing_mm: Spacing, shape: tuple[int, 
     return z, y, x
 
 
-def _is_compact(lumen: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> bool:
-    radius_mm = float(distance_mm(~np.pad(lumen, 1), spacing_mm).max())
-    sphere_ml = 4 / 3 * np.pi * radius_mm**3 / 1000
-    return bool(sphere_ml >= config.compact * lumen.sum() * np.prod(spacing_mm) / 1000)
-
-
 def _fill(
     core: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
 ) -> np.ndarray:
@@ -147,9 +152,22 @@ def _fill(
 def _with_wall(
     lumen: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
 ) -> np.ndarray:
-    """The lumen, the mixed voxels around it, and the dense tissue that hangs on to them."""
-    wall = (hu > config.dense_hu) & dilate(lumen, max(config.wall_mm, *spacing_mm), spacing_mm)
-    return _joined_to(lumen, lumen | (inside & (wall | dilate(lumen, min(spacing_mm), spacing_mm))))
+    """The lumen, the mixed voxels around it, and the dense tissue that hangs on to them: its wall and its fluid.
+
+    Fluid under a level, or debris, may lie further from the air than any wall. It is told from a consolidation around
+    the cavity by air enough and a shape round enough for it all, and from vessels by its width.
+    """
+    dense = inside & (hu > config.dense_hu)
+    rim = inside & dilate(lumen, min(spacing_mm), spacing_mm)
+    near = dense & dilate(lumen, max(config.wall_mm, *spacing_mm), spacing_mm)
+    whole = _joined_to(lumen, lumen | rim | near)
+    if config.fluid_mm > config.wall_mm:
+        wide = opening(dense | whole, config.vessel_mm, spacing_mm)
+        filled = _joined_to(lumen, whole | (wide & dilate(lumen, config.fluid_mm, spacing_mm)))
+        airy = lumen.sum() >= config.air_share * filled.sum()
+        if airy and sphere_share(filled, spacing_mm) >= config.round:
+            return filled
+    return whole
 
 
 def _joined_to(seed: np.ndarray, mask: np.ndarray) -> np.ndarray:

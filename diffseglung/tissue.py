@@ -36,7 +36,7 @@ class Prototype(NamedTuple):
 _TRIAL = "fitted by hand on digital phantoms that no score uses"
 PROTOTYPES: dict[int, Prototype] = {
     Tissue.HEALTHY: Prototype(
-        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.3, 0.6,
+        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.3, 0.3,
         "definition of the lung mode; vessels give the upper tail",
     ),
     Tissue.EMPHYSEMA: Prototype(
@@ -56,7 +56,7 @@ PROTOTYPES: dict[int, Prototype] = {
         "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
     ),
     VESSEL: Prototype(
-        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.6,
+        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.3,
         "lung pierced by a vessel or an airway wall; " + _TRIAL,
     ),
 }  # fmt: skip
@@ -157,7 +157,7 @@ def name_by_hu(mean_hu: np.ndarray) -> list[Tissue]:
 # Density of single voxels (mean, sd in HU) with which upsampled posteriors are leaned on; wide where a tissue is mixed.
 VOXEL_HU: dict[Tissue, tuple[float, float]] = {
     Tissue.HEALTHY: (-850, 90),
-    Tissue.EMPHYSEMA: (-960, 45),
+    Tissue.EMPHYSEMA: (-930, 80),
     Tissue.GROUND_GLASS: (-600, 130),
     Tissue.FIBROSIS: (-550, 280),
     Tissue.CONSOLIDATION: (-10, 110),

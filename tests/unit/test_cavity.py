@@ -112,6 +112,19 @@ def test_a_cavity_in_consolidation_takes_only_its_own_wall():
     assert not cavity[r > 12 + CavityConfig().wall_mm + 2].any()
 
 
+def test_fluid_under_a_level_belongs_to_the_cavity_and_a_vessel_does_not():
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[np.hypot(grid[0], grid[1]) < 2.5] = 40  # a vessel through the middle, from side to side
+    hu[r < 22] = 20
+    hu[(r < 18) & (grid[1] < 4)] = -980  # lies on the back: the lower half is full
+    cavity = find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig())
+    assert dice(cavity, r < 22) > 0.95
+    assert not cavity[r > 28].any()
+    wall_alone = find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig(fluid_mm=0.0))
+    assert dice(wall_alone, r < 22) < dice(cavity, r < 22) - 0.03
+
+
 def test_enclosed_share_of_a_half_walled_sphere_is_a_half():
     _, _, grid = lung((1.0, 1.0, 1.0), 120.0)
     r = radius(grid)
@@ -126,7 +139,12 @@ def test_no_lung_no_cavity():
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"air_hu": -200.0}, "below cavity.dense_hu"), ({"shell": 1.5}, "shares"), ({"min_ml": 0.0}, "min_ml")],
+    [
+        ({"air_hu": -200.0}, "below cavity.dense_hu"),
+        ({"shell": 1.5}, "shell 1.5 is a share"),
+        ({"vessel_mm": -1.0}, "vessel_mm -1.0"),
+        ({"min_ml": 0.0}, "min_ml"),
+    ],
 )
 def test_settings_without_meaning_are_refused_in_words(settings, words):
     with pytest.raises(ValueError, match=words):
