@@ -1,7 +1,7 @@
 """Which label-free way is right: Dice, HD95 and volumes of every way on unseen phantoms, and what each part earns.
 
 24 training, 8 validation and 12 test phantoms, one in eight of them healthy, whose seeds no other script uses. Each
-is looked at once and each student trained once (`--seeds` of them with local contrast, as many with the published
+is looked at once and each student trained once (`--students` of them with local contrast, as many with the published
 global one and without the teacher); all that is kept in `--place`, so that a run may be stopped, and a change of the
 mixture or of what follows it costs its scores alone. Settings are chosen on the validation scans, which are scored
 by default; `--test` scores the test scans: once, at the end. `--student local-0=MODEL` takes a trained model's.
@@ -18,7 +18,8 @@ import numpy as np
 import torch
 import ways
 from ceilings import ceiling_ways
-from looked import LOOKED_BY, SPLITS, VARIANTS, Bench, Seen, key_of, say, source
+from chain import Seen
+from looked import LOOKED_BY, SPLITS, VARIANTS, Bench, key_of, say, source
 from record import record
 from ways import OURS, RULE, Labeller, Lessons, Way, baseline_ways, physics_ways, student_ways
 
@@ -220,15 +221,18 @@ def given_students(texts: Sequence[str]) -> dict[str, Path]:
     return {name: Path(folder) for name, folder in given.items()}
 
 
-def all_ways(bench: Bench, seeds: int, given: dict[str, Path], *, train: bool) -> tuple[list[Way], list[str]]:
-    """Every way in the order of the tables, and the students that they use, in words."""
+def all_ways(bench: Bench, seeds: int, students: int, given: dict[str, Path]) -> tuple[list[Way], list[str]]:
+    """Every way in the order of the tables, and the students that they use, in words.
+
+    Students of the first `students` seeds are trained where they are neither given nor kept.
+    """
     found, used = list(baseline_ways()), []
     for seed in range(seeds):
         lessons = Lessons(bench, seed)
         found += physics_ways(lessons)
         found += ceiling_ways(lessons) if seed == 0 else ()
         for contrast in VARIANTS:
-            student = bench.student(contrast, seed, given.get(f"{contrast}-{seed}"), train=train)
+            student = bench.student(contrast, seed, given.get(f"{contrast}-{seed}"), train=seed < students)
             if student:
                 found += student_ways(lessons, student)
                 origin = ", trained elsewhere" if student.name in given else ""
@@ -248,7 +252,7 @@ def main() -> None:
     parser.add_argument(
         "--student", action="append", default=[], metavar="NAME=MODEL", help="e.g. local-0=model/"
     )
-    parser.add_argument("--no-training", action="store_true", help="with the students that are there")
+    parser.add_argument("--students", type=int, default=3, metavar="SEEDS", help="0: those that are there")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
     parser.add_argument("--test", action="store_true", help="score the test scans: once, at the end")
     args = parser.parse_args()
@@ -256,7 +260,7 @@ def main() -> None:
     config = recipe("demo")
     bench = Bench(args.place, replace(config, train=replace(config.train, steps=args.steps)))
     split = "test" if args.test else "validation"
-    wanted, used = all_ways(bench, args.seeds, given_students(args.student), train=not args.no_training)
+    wanted, used = all_ways(bench, args.seeds, args.students, given_students(args.student))
     rows = [row for way in wanted for row in scored(bench, split, way, kept_only=args.table)]
     made = (
         f"{bench.counts[split]} {split} phantoms (seed {SPLITS[split][1]}, {bench.healthy(split)} of them healthy), "

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from looked import Seen, key_of
+from chain import Seen
+from looked import key_of, table
 from ways import LABELLED, Labeller, Lessons, Way, observed
 
 from diffseglung.labels import TISSUES, Tissue
@@ -33,8 +34,8 @@ def told(lessons: Lessons, *, cavities: bool) -> Labeller:
     def label(seen: Seen) -> np.ndarray:
         model = lessons.learned(lessons.bench.config)[1]
         inside = seen.cells.inside
-        table = seen.table(seen.blank, model.config, inside)
-        posterior, tissue = model.mixture.posterior(table, "rule"), seen.tissue[inside]
+        cells = table(seen, seen.blank, model.config, inside)
+        posterior, tissue = model.mixture.posterior(cells, "rule"), seen.tissue[inside]
         posterior[tissue > 0] = np.eye(len(TISSUES))[tissue[tissue > 0] - 1]
         coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
         coarse[inside] = posterior

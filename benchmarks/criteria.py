@@ -11,22 +11,19 @@ import json
 import resource
 import warnings
 from dataclasses import asdict, replace
-from itertools import count
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
+from chain import cut_patches, dice, together, train
+from chain import look as look_at
 from joblib import Memory
 from record import commit, record
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
-from diffseglung.anatomy import find_anatomy
-from diffseglung.cells import describe_cells
 from diffseglung.config import Config, recipe
 from diffseglung.criteria import CRITERIA, IN_WORDS
-from diffseglung.distill import Distillation, distill
 from diffseglung.feature_search import (
     SEEING,
     Judge,
@@ -38,16 +35,11 @@ from diffseglung.feature_search import (
     timestep_sets,
 )
 from diffseglung.features import extract
-from diffseglung.labels import TISSUES
 from diffseglung.model import Model
-from diffseglung.patches import to_scan
 from diffseglung.phantom import write_cohort
-from diffseglung.prepare import prepare_case
-from diffseglung.segment import Observation, Stopwatch, decide, enclosed_air, hilar_vessels
+from diffseglung.segment import decide
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
-from diffseglung.volume import read_labels, read_volume
-from diffseglung_ray.training_process import COLUMNS, in_memory
 
 QUESTION = "Which label-free criterion orders a sweep's settings as the true Dice does?"
 SWEPT, SWEPT_SEED = 8, 1  # as the first of `make demo`
@@ -92,57 +84,16 @@ def settings(config: Config) -> list[Setting]:
     ]
 
 
-def scan_of(image: str) -> Observation:
-    """A scan as `segment.observe` sees it, without features."""
-    config, watch = recipe("demo"), Stopwatch()
-    volume = read_volume(image)
-    anatomy = find_anatomy(volume, config.anatomy)
-    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
-    cavities, cells = (
-        enclosed_air(volume, anatomy, config),
-        describe_cells(scan, config.patches, config.teacher),
-    )
-    return Observation(volume, anatomy, scan, cavities, hilar, cells, np.zeros((0, 1, 1, 1)), watch)
-
-
-def patches_of(case_id: str, image: str) -> dict[str, np.ndarray]:
-    """What jobs/prepare.py would leave of one phantom."""
-    table = prepare_case(case_id, read_volume(image), recipe("demo"))
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-    return {
-        name: column.to_numpy_ndarray()
-        if isinstance(column, pa.FixedShapeTensorArray)
-        else column.to_numpy(zero_copy_only=False)
-        for name, column in columns.items()
-    }
-
-
 def trained(config: Config, patches: dict[str, np.ndarray], path: Path) -> tuple[Student, Standardiser]:
     """The moving average that the loop of jobs/train.py leaves."""
-    standardiser = Standardiser.fit(patches["teacher_local"])
-    student = Student(config.student)
     if path.exists():
+        student = Student(config.student)
         student.load_state_dict(load_file(path))
-        return student.eval().requires_grad_(False), standardiser
-    run = Distillation(config.student, config.train, standardiser)
-    epoch_of = in_memory({name: patches[name] for name in COLUMNS}, config.train.micro_batch(1))
-    batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
-    for step, metrics in distill(run, batches):
-        if step % 50 == 0:
-            print(path.stem, step, {k: round(v, 3) for k, v in metrics.items()}, flush=True)
+        return student.eval().requires_grad_(False), Standardiser.fit(patches["teacher_local"])
+    print(path.stem, flush=True)
+    run, standardiser = train(config, patches, say_every=50)
     save_file(run.ema.state_dict(), path)
     return run.ema.eval(), standardiser
-
-
-def dice(truth: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Of each tissue; NaN where the scan has none of it."""
-    found = []
-    for tissue in TISSUES:
-        there, called = truth == tissue, labels == tissue
-        both, size = (there & called).sum(), there.sum()
-        found.append(float(2 * both / (size + called.sum())) if size else float("nan"))
-    return found
 
 
 def diseases(rows: list[list[float]]) -> float:
@@ -161,14 +112,13 @@ def measure(place: Path) -> None:
         if not (place / name / "manifest.csv").exists():
             write_cohort(place / name, cases, seed)
     names = [f"phantom-{index:04d}" for index in range(SWEPT)]
-    cut = [memory.cache(patches_of)(name, str(place / "swept/images" / f"{name}.nii.gz")) for name in names]
-    patches = {name: np.concatenate([one[name] for one in cut]) for name in cut[0]}
+    once, base = memory.cache(cut_patches), recipe("demo")
+    patches = together([once(name, str(place / "swept/images" / f"{name}.nii.gz"), base) for name in names])
     teach, judge = split_cases(patches, fewest=8)
     scans = []
     for index in range(UNSEEN):
         paths = [str(place / "unseen" / kind / f"phantom-{index:04d}.nii.gz") for kind in ("images", "truth")]
-        observed = memory.cache(scan_of)(paths[0])
-        scans.append((observed, read_labels(paths[1], observed.volume)))
+        scans.append(memory.cache(look_at)(names[index], *paths, base))
     for name, config in students().items():
         wanted = [(setting, place / f"{name}-{i}.json") for i, setting in enumerate(settings(config))]
         if all(path.exists() for _, path in wanted):
@@ -178,8 +128,8 @@ def measure(place: Path) -> None:
         pool = replace(config.features, timesteps=tuple(asked_for))
         coarse = replace(config.patches, overlap=OVERLAP)
         fields = []
-        for observed, _ in scans:
-            field = extract(student, observed.scan, coarse, pool)
+        for seen in scans:
+            field = extract(student, seen.scan, coarse, pool)
             fields.append(field.reshape(len(pool.timesteps), -1, *field.shape[1:]))
         asked = Judge(look(student, teach, judge, config, standardiser), config, standardiser)
         for setting, path in wanted:
@@ -194,12 +144,12 @@ def measure(place: Path) -> None:
             model = Model(quick, student, standardiser, asked.fit(table, chosen, SEEING))
             which = [pool.timesteps.index(t) for t in setting.timesteps]
             scores: dict[str, list[list[float]]] = {mode: [] for mode in SEEING}
-            for (observed, truth), field in zip(scans, fields, strict=True):
+            for seen, field in zip(scans, fields, strict=True):
                 flat = field[which].reshape(len(which), field.shape[1], -1)
                 features = combined(np.moveaxis(flat, 1, 2), setting.combine).T.reshape(-1, *field.shape[2:])
-                known = replace(observed, features=features)
+                known = seen.with_features(features)
                 for mode in SEEING:
-                    scores[mode].append(dice(truth, decide(known, model, mode).labels))
+                    scores[mode].append(dice(seen.truth, decide(known, model, mode).labels))
             row = {
                 "student": name,
                 "setting": asdict(setting),

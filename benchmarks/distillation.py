@@ -12,13 +12,14 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from itertools import count, product
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import torch
+from chain import Columns, Seen, cut_patches, dice, look, together, train
 from joblib import Memory
 from record import commit, record
 from sklearn.base import clone
@@ -28,25 +29,21 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config, recipe
-from diffseglung.distill import Distillation, Draw, distill, distillation_loss, prepare_batch
+from diffseglung.distill import Distillation, Draw, distillation_loss, prepare_batch
 from diffseglung.features import extract, width
 from diffseglung.labels import TISSUES
 from diffseglung.mixture import CellTable, fit_mixture, physics
 from diffseglung.model import Model
-from diffseglung.patches import PatchConfig, Scan, cell_share, regrid, to_scan
+from diffseglung.patches import Scan
 from diffseglung.phantom import write_cohort
-from diffseglung.prepare import prepare_case
 from diffseglung.schemas import cells_schema
-from diffseglung.segment import Observation, Stopwatch, decide, enclosed_air, hilar_vessels
-from diffseglung.student import Student, StudentConfig
+from diffseglung.segment import decide
+from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
-from diffseglung.volume import Volume, read_labels, read_volume, resample_labels
 from diffseglung_ray.fitting import PATCHES_A_BATCH, CellSampler, as_schema
-from diffseglung_ray.training_process import COLUMNS, in_memory
+from diffseglung_ray.training_process import COLUMNS
 
 QUESTION = "Does distillation help: bottleneck and scores with the teacher and without, over seeds?"
 TRAIN_CASES, TRAIN_SEED = 10, 1  # as `make demo`
@@ -56,7 +53,6 @@ RETRIEVAL_STEP, RETRIEVAL_ROUNDS = 10, 16
 NETWORKLESS = "no network"
 MAIN = ("off", "local")
 
-Columns = dict[str, np.ndarray]
 Numbers = dict[str, float]
 
 
@@ -90,104 +86,40 @@ def ways(steps: int) -> dict[str, tuple[str, Config]]:
     }
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Patient:
-    """All that is known of a phantom without a network; `tissue` is the truth of each cell, 0 where it is mixed."""
-
-    volume: Volume
-    anatomy: Anatomy
-    scan: Scan
-    cavities: np.ndarray
-    hilar: np.ndarray
-    cells: Cells
-    truth: np.ndarray
-    tissue: np.ndarray
-
-    @property
-    def used(self) -> np.ndarray:
-        """Cells that a probe is asked about."""
-        return (
-            self.cells.inside & np.isfinite(self.cells.descriptors).all(axis=-1) & (self.tissue > 0)
-        )  # fmt: skip
-
-    def physics(self, config: Config) -> np.ndarray:
-        """Descriptors, percentiles in HU, and percentiles and mesh beside the scan's own lung: (n, 45)."""
-        evidence, descriptors = (a[self.used] for a in (self.cells.evidence, self.cells.descriptors))
-        reference = scan_reference(self.cells.evidence[self.cells.inside], config.tissue)
-        table = CellTable(evidence, descriptors, descriptors[:, :0], reference)
-        return np.concatenate([descriptors, evidence[:, :5], physics(table)], axis=1)
-
-    def features(self, seen: np.ndarray) -> np.ndarray:
-        """The student's features (c, z, y, x) at the same cells: (n, c)."""
-        return np.moveaxis(regrid(seen, self.tissue.shape), 0, -1)[self.used]
+def asked(seen: Seen) -> np.ndarray:
+    """Cells (a mask on the cell grid) that a probe is asked about."""
+    return seen.described & (seen.tissue > 0)
 
 
-def look(image: str, truth: str, patches: PatchConfig, stride_vox: int) -> Patient:
-    """A phantom as `segment.observe` sees it, without the network."""
-    config = replace(recipe("demo"), patches=patches)
-    volume = read_volume(image)
-    labels = read_labels(truth, volume)
-    anatomy = find_anatomy(volume, config.anatomy)
-    scan = to_scan(volume, anatomy, patches, stride_vox)
-    on_scan = resample_labels(labels, volume.grid, scan.grid)
-    shares = np.stack([cell_share(on_scan == tissue, patches.cell_vox) for tissue in TISSUES])
-    tissue = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
-    cells = describe_cells(scan, patches, config.teacher)
-    cavities = enclosed_air(volume, anatomy, config)
-    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
-    return Patient(volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
-
-
-def cut_patches(case_id: str, image: str, patches: PatchConfig, student: StudentConfig) -> Columns:
-    """The columns of `patches_schema` that jobs/prepare.py would leave of one phantom."""
-    config = replace(recipe("demo"), patches=patches, student=student)
-    table = prepare_case(case_id, read_volume(image), config)
-    columns = {name: table[name].combine_chunks() for name in table.column_names}
-    return {
-        name: column.to_numpy_ndarray()
-        if isinstance(column, pa.FixedShapeTensorArray)
-        else column.to_numpy(zero_copy_only=False)
-        for name, column in columns.items()
-    }
+def known_without(seen: Seen, config: Config) -> np.ndarray:
+    """Descriptors, percentiles in HU, and percentiles and mesh beside the scan's own lung, of these cells: (n, 45)."""
+    evidence, descriptors = (a[asked(seen)] for a in (seen.cells.evidence, seen.cells.descriptors))
+    reference = scan_reference(seen.cells.evidence[seen.cells.inside], config.tissue)
+    table = CellTable(evidence, descriptors, descriptors[:, :0], reference)
+    return np.concatenate([descriptors, evidence[:, :5], physics(table)], axis=1)
 
 
 class Cohorts:
     """The phantoms to learn from and the unseen ones; what is worked out of them is kept in `place`."""
 
     def __init__(self, place: Path, config: Config) -> None:
-        plain = replace(config.student, input_skip=False)  # which patches do not depend on
+        # Of the settings, those on which looks and patches depend.
+        student = replace(config.student, input_skip=False)
+        plain = replace(recipe("demo"), student=student, patches=config.patches)
         memory = Memory(place / "kept", verbose=0)
         look_once, cut_once = memory.cache(look), memory.cache(cut_patches)
-        self.patients: dict[str, list[Patient]] = {}
+        self.seen: dict[str, list[Seen]] = {}
         self.patches: dict[str, list[Columns]] = {}
         for name, cases, seed in (("train", TRAIN_CASES, TRAIN_SEED), ("test", TEST_CASES, TEST_SEED)):
             folder = place / name
             if not (folder / "manifest.csv").exists():
                 write_cohort(folder, cases, seed)
-            ids = [f"phantom-{index:04d}" for index in range(cases)]
+            files = [f"phantom-{index:04d}" for index in range(cases)]
             images, truths = (
-                [str(folder / kind / f"{i}.nii.gz") for i in ids] for kind in ("images", "truth")
+                [str(folder / kind / f"{i}.nii.gz") for i in files] for kind in ("images", "truth")
             )
-            stride = config.student.stride_vox
-            self.patients[name] = [
-                look_once(*pair, config.patches, stride) for pair in zip(images, truths, strict=True)
-            ]
-            self.patches[name] = [
-                cut_once(i, image, config.patches, plain) for i, image in zip(ids, images, strict=True)
-            ]  # fmt: skip
-
-
-def train(config: Config, patches: Columns) -> tuple[Distillation, Standardiser]:
-    """The loop of jobs/train.py in this process."""
-    column = patches["teacher" if config.train.variant == "global" else "teacher_local"]
-    standardiser = Standardiser.fit(column)
-    run = Distillation(config.student, config.train, standardiser)
-    epoch_of = in_memory({name: patches[name] for name in COLUMNS}, config.train.micro_batch(1))
-    batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
-    for step, metrics in distill(run, batches):
-        if step % 20 == 0:
-            print(step, {k: round(v, 3) for k, v in metrics.items()}, flush=True)
-    return run, standardiser
+            self.seen[name] = [look_once(*each, plain) for each in zip(files, images, truths, strict=True)]
+            self.patches[name] = [cut_once(i, image, plain) for i, image in zip(files, images, strict=True)]
 
 
 @torch.no_grad()
@@ -260,22 +192,13 @@ def draw(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(cells, PROBE_CELLS, replace=len(cells) < PROBE_CELLS)
 
 
-def dice(truth: np.ndarray, labels: np.ndarray) -> list[float]:
-    """Of each tissue; NaN where the scan has none of it."""
-    there, called = truth == np.reshape(TISSUES, (-1, 1, 1, 1)), labels == np.reshape(TISSUES, (-1, 1, 1, 1))
-    both, sizes = (there & called).sum(axis=(1, 2, 3)), there.sum(axis=(1, 2, 3))
-    return np.where(sizes > 0, 2 * both / np.maximum(sizes + called.sum(axis=(1, 2, 3)), 1), np.nan).tolist()
-
-
 def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     """Train one way with one seed and ask it everything."""
     torch.set_num_threads(1)
     _, config = ways(steps)[way]
     config = replace(config, train=replace(config.train, seed=seed))
     cohorts = Cohorts(place, config)
-    patches = {
-        k: np.concatenate([one[k] for one in cohorts.patches["train"]]) for k in cohorts.patches["train"][0]
-    }
+    patches = together(cohorts.patches["train"])
     found: Numbers = {}
     modes = ["anchored_distilled", "published"]
     students = place / "students"
@@ -292,25 +215,25 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
         student = run.ema.eval()
     student.requires_grad_(False)
     seen = {
-        name: [features_of(student, p.scan, config, blind=way == NETWORKLESS) for p in patients]
-        for name, patients in cohorts.patients.items()
+        name: [features_of(student, one.scan, config, blind=way == NETWORKLESS) for one in scans]
+        for name, scans in cohorts.seen.items()
     }
 
-    def both(of: Callable[[Patient, np.ndarray], np.ndarray]) -> Columns:
+    def both(of: Callable[[Seen, np.ndarray], np.ndarray]) -> Columns:
         return {
-            name: np.concatenate([of(p, f) for p, f in zip(patients, seen[name], strict=True)])
-            for name, patients in cohorts.patients.items()
+            name: np.concatenate([of(one, f) for one, f in zip(scans, seen[name], strict=True)])
+            for name, scans in cohorts.seen.items()
         }
 
-    tissue = both(lambda patient, _: patient.tissue[patient.used])
-    views = {"beside": both(lambda patient, _: patient.physics(config))}
+    tissue = both(lambda one, _: one.tissue[asked(one)])
+    views = {"beside": both(lambda one, _: known_without(one, config))}
     if way != NETWORKLESS:
-        features = both(Patient.features)
+        features = both(lambda one, f: one.per_cell(f)[asked(one)])
         views = {
             "alone": features,
             "beside": {k: np.concatenate([views["beside"][k], features[k]], axis=1) for k in features},
         }
-        target = both(lambda patient, _: standardiser.apply(patient.cells.descriptors[patient.used]))
+        target = both(lambda one, _: standardiser.apply(one.cells.descriptors[asked(one)]))
         ridge = make_pipeline(StandardScaler(), Ridge(10.0)).fit(features["train"], target["train"])
         left = target["test"] - ridge.predict(features["test"])
         found["teacher_r2"] = float(1 - left.var(axis=0).sum() / target["test"].var(axis=0).sum())
@@ -322,10 +245,9 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     if way != NETWORKLESS:
         model.save(students / f"{way}-{seed}")
     scores: dict[str, list[list[float]]] = {mode: [] for mode in modes}
-    for p, f in zip(cohorts.patients["test"], seen["test"], strict=True):
-        known = Observation(p.volume, p.anatomy, p.scan, p.cavities, p.hilar, p.cells, f, Stopwatch())
+    for one, f in zip(cohorts.seen["test"], seen["test"], strict=True):
         for mode in modes:
-            scores[mode].append(dice(p.truth, decide(known, model, mode).labels))
+            scores[mode].append(dice(one.truth, decide(one.with_features(f), model, mode).labels))
     found |= {f"dice/{mode}": diseases(rows) for mode, rows in scores.items()}
     counts = {t.key: int((tissue["test"] == t).sum()) for t in TISSUES}
     cpu = resource.getrusage(resource.RUSAGE_SELF)

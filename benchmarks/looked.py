@@ -13,23 +13,19 @@ from typing import Any
 import joblib
 import numpy as np
 import pyarrow as pa
+from chain import Seen, cut_patches, look, together, train
 
 import diffseglung
-from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.features import extract
-from diffseglung.labels import TISSUES
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
-from diffseglung.patches import Scan, cell_share, regrid, seed_of, to_scan
+from diffseglung.patches import seed_of
 from diffseglung.phantom import PhantomConfig, case_kinds, write_cohort
 from diffseglung.schemas import cells_schema
-from diffseglung.segment import Observation, Stopwatch, enclosed_air, hilar_vessels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import Reference, scan_reference
-from diffseglung.volume import Volume, read_labels, read_volume, resample_labels
 
 SPLITS = {"train": (24, 6101), "validation": (8, 6102), "test": (12, 6103)}
 CELLS_A_SCAN = 2304  # as many as jobs/train.py samples of 48 patches
@@ -41,47 +37,20 @@ LOOKED_BY = ("anatomy", "teacher", "cavity.py", "cells.py", "grid.py", "patches.
 VARIANTS = {"local": "local", "global": "global", "undistilled": "none"}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Seen:
-    """All that is known of a phantom without a network, and its truth; `tissue` is that of each cell, 0 if mixed."""
+def table(seen: Seen, features: np.ndarray, config: Config, which: np.ndarray) -> CellTable:
+    """Some cells of a scan (a mask on the cell grid) as the mixture takes them."""
+    reference = scan_reference(seen.cells.evidence[seen.cells.inside], config.tissue)
+    return CellTable(
+        seen.cells.evidence[which], seen.cells.descriptors[which], seen.per_cell(features)[which], reference
+    )
 
-    case_id: str
-    volume: Volume
-    anatomy: Anatomy
-    scan: Scan
-    cavities: np.ndarray
-    hilar: np.ndarray
-    cells: Cells
-    truth: np.ndarray
-    tissue: np.ndarray
 
-    def with_features(self, features: np.ndarray) -> Observation:
-        """As `segment.observe` gives it."""
-        return Observation(
-            self.volume, self.anatomy, self.scan, self.cavities, self.hilar, self.cells, features, Stopwatch()
-        )
-
-    def table(self, features: np.ndarray, config: Config, which: np.ndarray) -> CellTable:
-        """Some cells (a mask on the cell grid) as the mixture takes them."""
-        per_cell = np.moveaxis(regrid(features, self.cells.inside.shape), 0, -1)
-        reference = scan_reference(self.cells.evidence[self.cells.inside], config.tissue)
-        return CellTable(
-            self.cells.evidence[which], self.cells.descriptors[which], per_cell[which], reference
-        )
-
-    def drawn(self, seed: int) -> np.ndarray:
-        """The cells that a way may learn from: a mask on the cell grid, the same for every way."""
-        usable = self.cells.inside & np.isfinite(self.cells.descriptors).all(axis=-1)
-        rng = np.random.default_rng(seed_of(seed, self.case_id))
-        mask = np.zeros(usable.shape, bool)
-        mask.flat[rng.permutation(np.flatnonzero(usable))[:CELLS_A_SCAN]] = True
-        return mask
-
-    @property
-    def blank(self) -> np.ndarray:
-        """Noise in the place of features (2, z, y, x), for ways that do not look at them."""
-        shape = tuple(max(1, n // 4) for n in self.cells.inside.shape)
-        return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
+def drawn(seen: Seen, seed: int) -> np.ndarray:
+    """The cells that a way may learn from: a mask on the cell grid, the same for every way."""
+    rng = np.random.default_rng(seed_of(seed, seen.case_id))
+    mask = np.zeros(seen.described.shape, bool)
+    mask.flat[rng.permutation(np.flatnonzero(seen.described))[:CELLS_A_SCAN]] = True
+    return mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -200,14 +169,14 @@ class Bench:
         tables, scans, tissues = [], [], []
         for number, case_id in enumerate(self.cases("train")):
             seen = self.seen("train", case_id)
-            which = seen.drawn(seed)
+            which = drawn(seen, seed)
             features = self.features(student, "train", case_id) if student else seen.blank
-            tables.append(seen.table(features, config, which))
+            tables.append(table(seen, features, config, which))
             scans.append(np.full(which.sum(), number))
             tissues.append(seen.tissue[which])
-        counts = [len(table.evidence) for table in tables]
-        mode_hu, mesh = (np.repeat([float(t.reference[i]) for t in tables], counts) for i in (0, 1))
-        evidence, descriptors, features = (np.concatenate([table[i] for table in tables]) for i in range(3))
+        counts = [len(one.evidence) for one in tables]
+        mode_hu, mesh = (np.repeat([float(one.reference[i]) for one in tables], counts) for i in (0, 1))
+        evidence, descriptors, features = (np.concatenate([one[i] for one in tables]) for i in range(3))
         cells = CellTable(evidence, descriptors, features, Reference(mode_hu, mesh))
         return Lesson(cells, np.concatenate(scans), np.concatenate(tissues))
 
@@ -231,24 +200,18 @@ class Bench:
 
     def _train(self, contrast: str, seed: int, folder: Path) -> None:
         """As jobs/train.py would on the training phantoms, in this process."""
-        from distillation import cut_patches, train
-
         config = self.config
         config = replace(config, train=replace(config.train, variant=VARIANTS[contrast], seed=seed))
         cut = [
             self._kept(
                 f"patches/{case_id}-{self.version}",
                 "patches",
-                lambda i=case_id: cut_patches(
-                    i, str(self.phantoms("train") / "images" / f"{i}.nii.gz"), config.patches, config.student
-                ),
+                lambda i=case_id: cut_patches(i, self.phantoms("train") / "images" / f"{i}.nii.gz", config),
             )
             for case_id in self.cases("train")
         ]
         with self.costs(f"training {contrast}"):
-            run, standardiser = train(
-                config, {key: np.concatenate([one[key] for one in cut]) for key in cut[0]}
-            )
+            run, standardiser = train(config, together(cut))
         network = run.ema.eval().requires_grad_(False)
         made = Trained(folder.name, network, standardiser, config.train.steps)
         mixture = self.lesson(config, seed, made).fit(config, standardiser)
@@ -264,21 +227,6 @@ class Bench:
             path.with_suffix(".part").replace(path)
             say(part, name)
         return joblib.load(path)
-
-
-def look(case_id: str, image: Path, truth: Path, config: Config) -> Seen:
-    """A phantom as `segment.observe` sees it, without the network."""
-    volume = read_volume(image, config=config.volume)
-    labels = read_labels(truth, volume)
-    anatomy = find_anatomy(volume, config.anatomy)
-    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
-    on_scan = resample_labels(labels, volume.grid, scan.grid)
-    shares = np.stack([cell_share(on_scan == tissue, config.patches.cell_vox) for tissue in TISSUES])
-    tissue = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
-    cells = describe_cells(scan, config.patches, config.teacher)
-    cavities = enclosed_air(volume, anatomy, config)
-    return Seen(case_id, volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
 
 
 def as_arrow(cells: CellTable, scan: np.ndarray) -> pa.Table:

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from looked import Bench, Lesson, Seen, Trained
+from chain import Seen
+from looked import Bench, Lesson, Trained, table
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
@@ -170,10 +171,10 @@ def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller
 
     def label(seen: Seen) -> np.ndarray:
         inside = seen.cells.inside
-        table = seen.table(seen.blank, model.config, inside)
-        posterior = model.mixture.posterior(table, "rule")
-        known = np.isfinite(table.descriptors).all(axis=1)
-        posterior[known] = judge(table.rows(np.flatnonzero(known)))
+        cells = table(seen, seen.blank, model.config, inside)
+        posterior = model.mixture.posterior(cells, "rule")
+        known = np.isfinite(cells.descriptors).all(axis=1)
+        posterior[known] = judge(cells.rows(np.flatnonzero(known)))
         coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
         coarse[inside] = posterior
         coarse = couple(coarse, seen.cells.evidence, model.config.mixture)
