@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffseglung.refine import RefineConfig, conductance, lung_box, sobel_diffusion, sobel_edges, temper
+from diffseglung.refine import (
+    RefineConfig,
+    conductance,
+    lung_box,
+    sobel_diffusion,
+    sobel_edges,
+    temper,
+    without_specks,
+)
 
 ISOTROPIC = (2.0, 2.0, 2.0)
 
@@ -232,3 +240,20 @@ def test_a_whole_chest_at_2_mm_takes_seconds():
     begun = time.process_time()
     sobel_diffusion(posterior, hu, np.ones(shape, bool), ISOTROPIC, RefineConfig())
     assert time.process_time() - begun < 12  # 1.4 s measured on one core; a scalar loop takes 10 or more
+
+
+def test_a_speck_that_the_mixture_did_not_know_goes_back_and_a_lesion_stays():
+    believed = np.zeros((6, 12, 12, 24), np.float32)
+    believed[0] = 1
+    fused = believed.copy()
+    known, new, large = np.s_[1:4, 1:4, 1:4], np.s_[1:4, 1:4, 8:11], np.s_[2:10, 6:12, 14:24]
+    for place in (known, new, large):
+        fused[(0, *place)], fused[(2, *place)] = 0.2, 0.8
+    believed[(0, *known)], believed[(2, *known)] = 0.4, 0.6
+    fused[:, 0] = 0  # outside the lung
+    left = without_specks(fused.copy(), believed, fewest_vox=60)
+    np.testing.assert_array_equal(left[(slice(None), *new)], believed[(slice(None), *new)])
+    for place in (known, large):
+        np.testing.assert_array_equal(left[(slice(None), *place)], fused[(slice(None), *place)])
+    assert not left[:, 0].any()
+    np.testing.assert_array_equal(without_specks(fused.copy(), believed, fewest_vox=0), fused)
