@@ -1,4 +1,4 @@
-"""What does a training step cost on this machine: full and half precision, as it is and compiled, split or whole?
+"""What does a training step cost on this machine: in which precision and layout, as it is and compiled, split or whole?
 
 One process, the recipe's network on made-up patches, the ways in turns; processor time, so that what else the
 machine does counts less. Losses are compared with those of the first way, step by step.
@@ -17,9 +17,11 @@ from diffseglung.config import Config, recipe
 from diffseglung.distill import Batch, Distillation, distill
 from diffseglung.teacher import TEACHER, Standardiser
 
-QUESTION = "What does a training step cost: full and half precision, compiled, split?"
+QUESTION = "What does a training step cost: in which precision and layout, compiled, split?"
+CHANNELS_FIRST = "float32, channels first"
 WAYS: dict[str, dict] = {
     "float32": {},
+    CHANNELS_FIRST: {},
     "bfloat16": {"precision": "bfloat16"},
     "float32, accumulate 2": {"accumulate": 2},
     "float32, compiled": {"compile": True},
@@ -63,9 +65,10 @@ def main() -> None:
         size = own.micro_batch(1)
         whole = made_up(config, own.batch)
         parts = [{k: v[i : i + size] for k, v in whole.items()} for i in range(0, own.batch, size)]
-        loops[way] = distill(
-            Distillation(config.student, own, standardiser), (p for ps in repeat(parts) for p in ps)
-        )
+        run = Distillation(config.student, own, standardiser)
+        if way == CHANNELS_FIRST:
+            run.network.to(memory_format=torch.contiguous_format)
+        loops[way] = distill(run, (p for ps in repeat(parts) for p in ps))
         seconds[way], losses[way] = [], []
     first = {}
     for step in range(args.steps):
@@ -86,7 +89,7 @@ def main() -> None:
                 seconds[way].append(took)
             losses[way].append(metrics["loss"])
         print(step, {way: round(found[-1], 3) for way, found in seconds.items() if found}, flush=True)
-    base, reference = np.median(seconds["float32"]), np.array(losses["float32"])
+    base, reference = np.median(seconds["float32"]), np.array(losses["float32"])  # channels last, as we train
     lines = [
         "| way | CPU-s a step | times float32 | first step, CPU-s | loss apart, at most |",
         "|---|---|---|---|---|",

@@ -1,8 +1,9 @@
 """What does Ray Train cost training, beside torchrun with the same loop on the same patches?
 
 Both train the recipe's network on the same prepared phantoms (or `--workspace`), one process with all cores of this
-machine, in turns; the first steps are not counted, reports and checkpoints are. `held`: each process reads its
-share once. `fed`: Ray Data streams it, as it does for workspaces that do not fit a process.
+machine and with one less, which leaves a core to Ray's own processes, in turns; the first steps are not counted,
+reports and checkpoints are. `held`: each process reads its share once. `fed`: Ray Data streams it, as it does for
+workspaces that do not fit a process.
 """
 
 import argparse
@@ -11,6 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import defaultdict
+from itertools import product
 from pathlib import Path
 
 import mlflow
@@ -68,23 +71,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
     changes = [f"train.steps={args.steps}", "train.warmup=[1, 2]"]
-    config = load_config(args.recipe, None, changes)
     words = ["--recipe", args.recipe, *(word for change in changes for word in ("--set", change))]
+    cores = os.cpu_count() or 1
+    found: dict[tuple[str, int], list[Numbers]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{scratch}/mlflow.db"
-        place = args.workspace or prepared(Path(scratch), config)
-        found: dict[str, list[Numbers]] = {"torchrun": [], "Ray Train, held": [], "Ray Train, fed": []}
-        for _ in range(args.rounds):
-            found["torchrun"].append(plain(place, words))
+        place = args.workspace or prepared(Path(scratch), load_config(args.recipe, None, changes))
+        for _, threads in product(range(args.rounds), range(cores, max(0, cores - 2), -1)):
+            own = ["resources.workers=1", f"resources.cpus_per_worker={threads}"]
+            config = load_config(args.recipe, None, [*changes, *own])
+            found["torchrun", threads].append(plain(place, [*words, "--threads", str(threads)]))
             with ray_cluster(config.resources):
-                found["Ray Train, held"].append(on_ray(place, config, held=True))
-                found["Ray Train, fed"].append(on_ray(place, config, held=False))
-    lines = ["| way | patches/s | times torchrun | waiting for data |", "|---|---|---|---|"]
-    base = np.median([one["patches_per_s"] for one in found["torchrun"]])
-    for way, rounds in found.items():
+                found["Ray Train, held", threads].append(on_ray(place, config, held=True))
+                if threads == cores:
+                    found["Ray Train, fed", threads].append(on_ray(place, config, held=False))
+    lines = ["| way | threads | patches/s | times torchrun | waiting for data |", "|---|---|---|---|---|"]
+    for (way, threads), rounds in found.items():
         rate, wait = (np.median([one[key] for one in rounds]) for key in ("patches_per_s", "data_wait_share"))
-        lines.append(f"| {way} | {rate:.1f} | {rate / base:.2f} | {100 * wait:.1f} % |")
-    peak = max(one["peak_mib"] for one in found["torchrun"])
+        base = np.median([one["patches_per_s"] for one in found["torchrun", threads]])
+        lines.append(f"| {way} | {threads} | {rate:.1f} | {rate / base:.2f} | {100 * wait:.1f} % |")
+    peak = max(one["peak_mib"] for one in found["torchrun", cores])
     lines += [
         "",
         f"{args.steps} steps of recipe {args.recipe} after the first {FIRST}; median of {args.rounds} rounds.",
