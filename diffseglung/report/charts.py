@@ -101,6 +101,41 @@ def _dice_bar(values: list[float], label: str, kind: str, x: float, width: float
     ]
 
 
+def reliability_chart(curves: Mapping[str, Sequence[tuple[float, float, int]]]) -> Html:
+    """Share right over mean confidence, a line per curve; a dot's area goes with its share of the voxels."""
+    left, size, top = 52, 300, 8
+    drawn: list[Html] = []
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        return f"{left + size * x:.1f}", f"{top + size * (1 - y):.1f}"
+
+    for level in (0, 0.25, 0.5, 0.75, 1):
+        (x, y), (right, bottom) = place(level, level), place(1, 0)
+        drawn.append(tag("line", class_="grid", x1=left, x2=right, y1=y, y2=y))
+        drawn.append(tag("text", f"{level:g}", class_="tick", x=left - 8, y=float(y) + 4, text_anchor="end"))
+        drawn.append(
+            tag("text", f"{level:g}", class_="tick", x=x, y=float(bottom) + 18, text_anchor="middle")
+        )
+    (x0, y0), (x1, y1) = place(0, 0), place(1, 1)
+    drawn.append(tag("line", class_="median", x1=x0, y1=y0, x2=x1, y2=y1))
+    for number, (name, curve) in enumerate(curves.items()):
+        whole = sum(voxels for _, _, voxels in curve)
+        points = [place(confidence, right) for confidence, right, _ in curve]
+        drawn.append(
+            tag("polyline", class_=f"curve m{number}", points=" ".join(f"{x},{y}" for x, y in points))
+        )
+        for (x, y), (confidence, accuracy, voxels) in zip(points, curve, strict=True):
+            share = voxels / whole
+            words = (
+                f"{name}: called with {confidence:.2f}, right {accuracy:.2f}; {100 * share:.1f} % of voxels"
+            )
+            at = {"cx": x, "cy": y, "r": f"{2 + 10 * float(np.sqrt(share)):.1f}"}
+            drawn.append(tag("circle", tag("title", words), class_=f"m{number}", **at))
+    middle = {"x": left + size / 2, "y": top + size + 36}
+    drawn.append(tag("text", "probability", class_="name", text_anchor="middle", **middle))
+    return _picture(drawn, left + size + 14, top + size + 44, "Share of voxels that is right, by probability")
+
+
 def _spread(i: int) -> float:
     """A place between 0 and 1 that keeps neighbours in a list apart: steps of the golden ratio."""
     return (i * 0.618034) % 1

@@ -22,7 +22,7 @@ from diffseglung.report.checks import Row
 from diffseglung.report.detail import case_detail
 from diffseglung.report.markup import Html, join, tag
 from diffseglung.report.pictures import CALLBACK, VIEWS, CasePictures, write_whole
-from diffseglung.report.scores import scores_section
+from diffseglung.report.scores import Believed, calibration_section, scores_section
 from diffseglung.report.summary import glance, header
 from diffseglung.report.table import case_table
 from diffseglung.report.trust import about_list, trust_section
@@ -40,6 +40,7 @@ def write_report(
     rows: Sequence[Row],
     cases: Pictures,
     scores: Sequence[Row] | None = None,
+    believed: Believed | None = None,
     *,
     title: str = "Lung tissue report",
     about: Mapping[str, Any] | None = None,
@@ -48,7 +49,8 @@ def write_report(
     """Write the report on a cohort, whole or not at all.
 
     `rows` are rows of the results table; `cases` gives pictures by case_id, or the path of a `pictures.json`,
-    which is then read one at a time; `scores` are rows of the scores table where there is truth; `about` says
+    which is then read one at a time; `scores` are rows of the scores table where there is truth, and `believed`
+    how well each method's posteriors are calibrated, by `calibration.PARTS`; `about` says
     which model, configuration, recipe, date and hardware made the results, and `note` what they are meant for.
     Up to `EMBED_AT_MOST` cases the pictures are inside the file; above, or with `embed=False`, each case's are in
     its own folder under `cases/`: a `thumbnail.webp`, loaded when its row comes into view, and a `pictures.js`,
@@ -61,7 +63,7 @@ def write_report(
         found = cases.get(text(row.get("case_id")))
         if found is not None and (pictures := _shown(path.parent, number, found, inside)):
             shown[number] = pictures
-    write_whole(path, report_html(rows, shown, scores, title=title, about=about or {}))
+    write_whole(path, report_html(rows, shown, scores, believed, title=title, about=about or {}))
 
 
 def _shown(folder: Path, number: int, found: CasePictures | Path, inside: bool) -> Shown | None:
@@ -88,6 +90,7 @@ def report_html(
     rows: Sequence[Row],
     shown: Mapping[int, Shown],
     scores: Sequence[Row] | None = None,
+    believed: Believed | None = None,
     *,
     title: str,
     about: Mapping[str, Any],
@@ -106,7 +109,7 @@ def report_html(
         "header": header(title, cases, about),
         "glance": glance(cases),
         "cases": case_table(cases, shown),
-        "scores": scores_section(scores),
+        "scores": join([scores_section(scores), calibration_section(believed)]),
         "trust": trust_section(about, scores),
         "about": about_list(about),
         "templates": join(case_detail(c, shown.get(c.number), measured.get(c.name, [])) for c in cases),

@@ -4,12 +4,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from diffseglung.calibration import PARTS, Calibration
 from diffseglung.labels import DISEASES, TISSUES
-from diffseglung.report.charts import METHODS_DRAWN, dice_chart
+from diffseglung.report.charts import METHODS_DRAWN, dice_chart, reliability_chart
 from diffseglung.report.checks import Row, finite
 from diffseglung.report.markup import Html, tag
 
 Grouped = dict[str, dict[str, list[float]]]
+Believed = Mapping[str, Mapping[str, Calibration]]
 
 
 def group(scores: Sequence[Row], key: str) -> Grouped:
@@ -58,6 +60,45 @@ def scores_section(scores: Sequence[Row] | None) -> Html:
         aria_labelledby="scores-title",
         class_="card",
     )
+
+
+def calibration_section(believed: Believed | None) -> Html:
+    """A reliability diagram for each method whose posteriors met a truth; nothing without."""
+    if not believed:
+        return Html("")
+    note = (
+        "Voxels by the probability of the tissue that they are called, and the share of them that is right. On the "
+        "diagonal probabilities can be taken at their word; below it they boast. Doubt (entropy) tells errors as often "
+        "as it is larger in a wrong voxel than in a right one: an AUROC of 0.5 is chance."
+    )
+    legend = [tag("li", tag("span", class_=f"swatch n{i}"), words) for i, words in enumerate(PARTS.values())]
+    drawn = [
+        tag(
+            "figure",
+            reliability_chart({PARTS[part]: one.curve for part, one in parts.items()}),
+            tag("figcaption", tag("b", method), [tag("p", line) for line in _in_words(parts)]),
+        )
+        for method, parts in believed.items()
+    ]
+    return tag(
+        "section",
+        tag("h2", "Can the probabilities be believed?", id="calibration-title"),
+        tag("p", note, class_="note"),
+        tag("ul", legend, class_="legend"),
+        tag("div", drawn, class_="reliability"),
+        aria_labelledby="calibration-title",
+        class_="card",
+    )
+
+
+def _in_words(parts: Mapping[str, Calibration]) -> list[str]:
+    return [
+        f"{PARTS[part].capitalize()}: expected calibration error {100 * one.error:.1f} %, mean probability "
+        f"{100 * one.overconfidence:+.1f} % beside accuracy, entropy tells errors with an AUROC of "
+        f"{one.error_detection:.2f}."
+        for part, one in parts.items()
+        if one.voxels.sum()
+    ]
 
 
 def score_table(scores: Sequence[Row], *, single: bool = False) -> Html:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -14,13 +15,14 @@ import ray
 
 from diffseglung.anatomy import find_anatomy
 from diffseglung.baselines import BASELINES
+from diffseglung.calibration import Calibration, calibration_markdown, calibrations
 from diffseglung.evaluate import score_case, scores_table_markdown
 from diffseglung.labels import Tissue
 from diffseglung.mixture import MODES
 from diffseglung.real import Known, find_known, measure, measures_markdown
 from diffseglung.schemas import MEASURES, SCORES
-from diffseglung.segment import decide, observe
-from diffseglung.volume import Volume, VolumeConfig, read_labels
+from diffseglung.segment import Segmentation, decide, observe
+from diffseglung.volume import Volume, VolumeConfig, read_labels, resample_labels
 from diffseglung_ray.cases import (
     Attempts,
     Row,
@@ -45,9 +47,14 @@ from diffseglung_ray.segmentation import (
 )
 from diffseglung_ray.storage import Store
 
-OUTCOME = pa.schema([(name, pa.string()) for name in ("case_id", "status", "reason", "scores", "results")])
-Judge = Callable[[str, np.ndarray, np.ndarray], list[Row]]  # method, its lungs, its labels -> rows of scores
+COLUMNS = ("case_id", "status", "reason", "scores", "results", "calibration")
+OUTCOME = pa.schema([(name, pa.string()) for name in COLUMNS])
+Believed = dict[str, dict[str, Calibration]]  # by method and part of the lung
 Labelled = Iterator[tuple[str, np.ndarray, np.ndarray]]
+CALIBRATION_NOTE = (
+    "Posteriors of the models' own modes against the truth, a voxel of the working grid at a time. Errors found by "
+    "entropy: how often a wrong voxel has more of it than a right one (0.5: by chance)."
+)
 
 
 def evaluate_cohort(
@@ -58,7 +65,7 @@ def evaluate_cohort(
     resources: ResourceConfig,
     max_failed: float = 0.1,
 ) -> None:
-    """Score models and baselines: `scores.parquet`, `scores.md` and `report.html` in `out`.
+    """Score models and baselines: `scores.parquet`, `scores.md`, `calibration.json` and `report.html` in `out`.
 
     What each model leaves of its cases lies in `models/<its name>`, as jobs/segment.py leaves it.
     Errors: WrongArgument before anything is started; UserError where too many cases failed.
@@ -72,9 +79,15 @@ def evaluate_cohort(
     with ray_cluster(resources):
         workers = case_workers(resources)
         outcomes = _score(CaseScorer, cases, placed, store, workers)
-    scores, facts = _scores_of(outcomes), _facts(placed, cohort, workers)
-    _write_table(store, "scores", scores, SCORES, facts, scores_table_markdown)
-    _write_results(store, placed, outcomes, facts, scores)
+    scores, facts, believed = _scores_of(outcomes), _facts(placed, cohort, workers), _believed(outcomes)
+    plain = {m: {part: one.to_dict() for part, one in parts.items()} for m, parts in believed.items()}
+    store.write("calibration.json", json.dumps(plain) + "\n")
+
+    def as_markdown(rows: list[Row]) -> str:
+        return f"{scores_table_markdown(rows)}\n{CALIBRATION_NOTE}\n\n{calibration_markdown(believed)}\n"
+
+    _write_table(store, "scores", scores, SCORES, facts, as_markdown if believed else scores_table_markdown)
+    _write_results(store, placed, outcomes, facts, scores, believed)
     print(f"{len(placed)} models and {len(BASELINES)} baselines scored: {store.path('scores.md')}")
     report_failures(outcomes, max_failed, store.path("report.html"))
 
@@ -120,19 +133,30 @@ def _scores_of(outcomes: list[Row]) -> list[Row]:
     return [row for outcome in outcomes for row in json.loads(outcome["scores"])]
 
 
+def _believed(outcomes: list[Row]) -> Believed:
+    """How far each model's posteriors can be believed, over all cases."""
+    found: dict[str, dict[str, list[Calibration]]] = {}
+    for outcome in outcomes:
+        for method, parts in json.loads(outcome["calibration"]).items():
+            for part, plain in parts.items():
+                found.setdefault(method, {}).setdefault(part, []).append(Calibration.from_dict(plain))
+    return {m: {part: Calibration.total(ones) for part, ones in parts.items()} for m, parts in found.items()}
+
+
 def _write_results(
     store: Store,
     placed: dict[str, PlacedModel],
     outcomes: list[Row],
     facts: dict[str, Any],
     scores: list[Row] | None = None,
+    believed: Believed | None = None,
 ) -> None:
     """The table of each model's cases, and the report with the pictures of the first."""
     results = {name: [json.loads(outcome["results"])[name] for outcome in outcomes] for name in placed}
     for name, rows in results.items():
         write_results(store_of(store, name), rows)
     name, shown = next(iter(results.items()), ("", outcomes))
-    write_report(store, shown, facts, scores, where=f"models/{name}/" if name else None)
+    write_report(store, shown, facts, scores, believed, where=f"models/{name}/" if name else None)
 
 
 def _check_truth(cohort: str, cases: list[Case]) -> None:
@@ -196,7 +220,7 @@ class CaseScorer:
         row = self.attempts.guarded(case["case_id"], lambda: self.score_fetched(case))
         if row["status"] == "failed":
             results = {name: segmenter.without(row) for name, segmenter in self.segmenters.items()}
-            row = row | {"scores": "[]", "results": json.dumps(results)}
+            row = row | {"scores": "[]", "results": json.dumps(results), "calibration": "{}"}
         return pa.Table.from_pylist([row], schema=OUTCOME)
 
     def score_fetched(self, case: Row) -> Row:
@@ -211,24 +235,32 @@ class CaseScorer:
         loaded = read_case(case, config)
         judge = self.judge(case, loaded.volume)
         results: dict[str, Row] = {}
-        scores = [row for found in self.methods(case_id, loaded, results) for row in judge(*found)]
+        believed: dict[str, Any] = {}
+        scores = [
+            row
+            for found in self.methods(case_id, loaded, judge, results, believed)
+            for row in judge.rows(*found)
+        ]
         return {
             "case_id": case_id,
             "status": "ok",
             "reason": "",
             "scores": json.dumps(scores),
             "results": json.dumps(results),
+            "calibration": json.dumps(believed),
         }
 
     def judge(self, case: Row, volume: Volume) -> Judge:
         """What turns a method's labels of this case into rows."""
-        truth = read_truth(case["truth"], volume)
-        return lambda method, _, labels: score_case(case["case_id"], method, truth, labels, volume.spacing_mm)
+        return Truth(case["case_id"], volume, read_truth(case["truth"], volume))
 
-    def methods(self, case_id: str, loaded: Loaded, results: dict[str, Row]) -> Labelled:
+    def methods(
+        self, case_id: str, loaded: Loaded, judge: Judge, results: dict[str, Row], believed: dict[str, Any]
+    ) -> Labelled:
         """Each method's name, lungs and labels on the volume's grid: the models in every mode, then the baselines.
 
-        What each model is set to do is written as jobs/segment.py writes it; `results` receives its row.
+        What each model is set to do is written as jobs/segment.py writes it; `results` receives its row, `believed`
+        how well its posteriors are calibrated.
         """
         volume, anatomy = loaded.volume, None
         for name, segmenter in self.segmenters.items():
@@ -236,6 +268,8 @@ class CaseScorer:
             seen = observe(volume, segmenter.model, loaded.lungs)
             own = decide(seen, segmenter.model)
             results[name] = segmenter.write(case_id, loaded, own)
+            if calibration := judge.calibration(own):
+                believed[uri] = calibration
             yield uri, seen.anatomy.lungs, own.labels
             anatomy = anatomy or seen.anatomy
             for mode in MODES:
@@ -264,8 +298,51 @@ class RealScorer(CaseScorer):
 
     def judge(self, case: Row, volume: Volume) -> Judge:
         """What is known of the scan, asked of a method's labels."""
-        known = self.known[case["case_id"]]
-        return lambda method, lungs, labels: measure(known, method, volume, lungs, labels)
+        return Knowledge(self.known[case["case_id"]], volume)
+
+
+class Judge(Protocol):
+    """Asks what a method made of one case."""
+
+    def rows(self, method: str, lungs: np.ndarray, labels: np.ndarray) -> list[Row]:
+        """Rows of scores, or of measures."""
+
+    def calibration(self, found: Segmentation) -> dict[str, dict[str, list[float]]]:
+        """How far its posteriors can be believed, by part of the lung; nothing where nobody knows."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Truth:
+    """A judge who has the true tissues, uint8 on the volume's grid."""
+
+    case_id: str
+    volume: Volume
+    tissues: np.ndarray
+
+    def rows(self, method: str, lungs: np.ndarray, labels: np.ndarray) -> list[Row]:
+        """Overlap, distance and volume of each tissue."""
+        return score_case(self.case_id, method, self.tissues, labels, self.volume.spacing_mm)
+
+    def calibration(self, found: Segmentation) -> dict[str, dict[str, list[float]]]:
+        """On the grid of the posteriors."""
+        truth = resample_labels(self.tissues, self.volume.grid, found.scan.grid)
+        return {part: one.to_dict() for part, one in calibrations(found.posteriors, truth).items()}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Knowledge:
+    """A judge who knows something of a real scan, but no truth."""
+
+    known: Known
+    volume: Volume
+
+    def rows(self, method: str, lungs: np.ndarray, labels: np.ndarray) -> list[Row]:
+        """What is known, asked of the labels."""
+        return measure(self.known, method, self.volume, lungs, labels)
+
+    def calibration(self, found: Segmentation) -> dict[str, dict[str, list[float]]]:
+        """Nobody knows."""
+        return {}
 
 
 def read_truth(place: str, volume: Volume) -> np.ndarray:

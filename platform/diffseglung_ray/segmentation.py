@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray
 
 from diffseglung import report
+from diffseglung.calibration import Calibration
 from diffseglung.colours import colour_tables
 from diffseglung.config import Config, digest
 from diffseglung.features import agreed
@@ -274,6 +275,7 @@ def write_report(
     rows: list[Row],
     facts: dict[str, Any],
     scores: list[Row] | None = None,
+    believed: Mapping[str, Mapping[str, Calibration]] | None = None,
     where: str | None = "",
 ) -> None:
     """The report of the cohort. Cases that were done before are shown as what they are: done.
@@ -284,7 +286,7 @@ def write_report(
     done = [row["case_id"] for row in shown if row["status"] == "ok" and where is not None]
     with _local_pictures(store, [f"{where}{folder_of(case_id)}" for case_id in done]) as root:
         pictures = {case_id: root / f"{where}{folder_of(case_id)}" / "pictures.json" for case_id in done}
-        report.write_report(root / "report.html", shown, pictures, scores, about=facts)
+        report.write_report(root / "report.html", shown, pictures, scores, believed, about=facts)
         if store.is_remote:
             beside = [file for name in report.BESIDE for file in root.rglob(name)]
             for file in (root / "report.html", *beside):

@@ -1,11 +1,13 @@
 """Evaluation scores every mode of a model and every baseline on the same cases."""
 
+import json
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from made_jobs import call_job
 
 from diffseglung.baselines import BASELINES
+from diffseglung.calibration import Calibration
 from diffseglung.mixture import MODES
 from diffseglung.schemas import SCORES
 
@@ -27,3 +29,9 @@ def test_models_and_baselines_are_scored_on_the_same_cases(cohort: Path, model: 
         assert min(healthy) > 0.3, f"{method} does not even find healthy lung"
     assert str(model) in (tmp_path / "out" / "scores.md").read_text()
     assert "phantom-0000" in (tmp_path / "out" / "report.html").read_text()
+    [parts] = json.loads((tmp_path / "out" / "calibration.json").read_text()).values()
+    believed = {part: Calibration.from_dict(plain) for part, plain in parts.items()}
+    assert 1000 < believed["diseased"].voxels.sum() < believed["lung"].voxels.sum()
+    assert 0 < believed["lung"].error < 0.5
+    assert "what is called diseased" in (tmp_path / "out" / "scores.md").read_text()
+    assert "reliability" in (tmp_path / "out" / "report.html").read_text()

@@ -14,6 +14,7 @@ from bs4 import BeautifulSoup
 from made_browser import CHROMIUM, Page, browser
 from PIL import Image
 
+from diffseglung.calibration import calibrations
 from diffseglung.labels import TISSUES, Structure, Tissue
 from diffseglung.report import CHECKS, CasePictures, case_pictures, case_preview, flags, write_report
 from diffseglung.report.pictures import VIEWS, cut, lung_box, most_telling
@@ -264,6 +265,18 @@ class TestPage:
         assert lines[0].startswith("ours 0.700 0.700 5.0 mm, n 2")
         assert lines[1].startswith("thresholds 0.300")
         assert soup.template.find(class_="scores") is not None
+
+    def test_probabilities_are_drawn_against_the_truth(self, tmp_path: Path) -> None:
+        posteriors = np.zeros((6, 1, 10, 10), np.float32)
+        posteriors[0], posteriors[1] = 0.2, 0.8
+        truth = np.full((1, 10, 10), Tissue.EMPHYSEMA, np.uint8)
+        truth[0, :3] = Tissue.HEALTHY
+        write_report(tmp_path / "r.html", [row("a")], {}, None, {"ours": calibrations(posteriors, truth)})
+        soup = BeautifulSoup((tmp_path / "r.html").read_text("utf-8"), "html.parser")
+        figure = soup.select_one(".reliability figure")
+        assert "expected calibration error 10.0 %" in figure.get_text(" ")
+        told = [title.get_text() for title in figure.select("circle title")]
+        assert told[0] == "all of the lung: called with 0.80, right 0.70; 100.0 % of voxels"
 
     def test_large_cohorts_keep_their_pictures_beside_the_page(
         self, pictures: CasePictures, tmp_path: Path
