@@ -1,7 +1,7 @@
 """Can the posteriors be believed: are 80 in 100 voxels right that are called with 80 %, and is doubt where errors are?
 
-The validation phantoms of `accuracy.py`, with what it keeps in `--place`: the prototypes alone, ours without fusion, and
-ours. Truth is used for measuring alone; nothing is fitted to it.
+The validation phantoms of `accuracy.py`, with what it keeps in `--place`: the prototypes alone, ours without fusion,
+and ours. Truth is used for measuring alone; nothing is fitted to it.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     }
     made = (
         f"{bench.counts['validation']} validation phantoms (seed {SPLITS['validation'][1]}), mixture fitted on "
-        f"{bench.counts['train']} others; voxels of 2 mm. Errors found by entropy: area under the error-detection curve."
+        f"{bench.counts['train']} others; voxels of 2 mm. Errors found by entropy: area under its curve."
     )
     record(QUESTION, f"{calibration_markdown(total)}\n\n{curves(total)}\n\n{made}")
 
