@@ -1,4 +1,4 @@
-"""Measure models and baselines against the truth of a cohort: Dice and surface distance of each tissue.
+"""Measure models and baselines against the truth of a cohort: Dice, HD95, and how far to believe posteriors.
 
 examples:
   python jobs/evaluate.py --cohort phantoms/manifest.csv --out scores --model demo/model
