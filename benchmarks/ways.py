@@ -1,16 +1,13 @@
 """The ways to label a phantom that `accuracy.py` compares: plain ones, ours, ours without a part, and with labels."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from chain import Seen
 from looked import Bench, Lesson, Trained, table
-from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from diffseglung.baselines import BASELINES
 from diffseglung.config import Config, digest
@@ -102,7 +99,7 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
         yield Way(words, seed, f"unanchored {count}", lambda _, n=count: unanchored(lessons, n))
     for scans in (FEW, len(lessons.bench.cases("train"))):
         words = f"{LABELLED}{scans} labelled scans"
-        yield Way(words, seed, f"labelled {scans}", lambda _, n=scans: labelled(lessons, n))
+        yield Way(words, seed, f"labelled {scans}", lambda _, n=scans: labelled(lessons, range(n)))
 
 
 def student_ways(lessons: Lessons, student: Trained) -> Iterator[Way]:
@@ -153,17 +150,13 @@ def unanchored(lessons: Lessons, clusters: int) -> Labeller:
     return by_cells(model, lambda cells: fitted.predict_proba(coordinates(model.mixture, cells)) @ names)
 
 
-def labelled(lessons: Lessons, scans: int) -> Labeller:
-    """Logistic regression of the same coordinates on the true tissues of so many training scans' cells."""
+def labelled(lessons: Lessons, scans: Sequence[int]) -> Labeller:
+    """Ours, corrected by the true tissues of some training scans' drawn cells, as `jobs/train.py --labels` does."""
     lesson, model = lessons.learned(lessons.bench.config)
-    known = (lesson.scan < scans) & (lesson.tissue > 0)
-    x = coordinates(model.mixture, lesson.cells.rows(np.flatnonzero(known)))
+    known = np.flatnonzero(np.isin(lesson.scan, scans) & (lesson.tissue > 0))
     with lessons.bench.costs("fitting mixtures"):
-        fitted = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)).fit(
-            x, lesson.tissue[known]
-        )
-    names = np.eye(len(TISSUES))[fitted.classes_ - 1]
-    return by_cells(model, lambda cells: fitted.predict_proba(coordinates(model.mixture, cells)) @ names)
+        taught = model.mixture.taught(lesson.cells.rows(known), lesson.tissue[known])
+    return lambda seen: decide(observed(seen), replace(model, mixture=taught), "labelled").labels
 
 
 def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller:

@@ -109,7 +109,8 @@ def run(args: argparse.Namespace, model: "Model") -> None:
     write_case(args.out, volume, segmentation, result, probabilities=args.probabilities)
     row = result.row()
     pictures = {case_id: report.CasePictures.load(args.out / "pictures.json")}
-    report.write_report(args.out / "report.html", [row], pictures, title=case_id)
+    about = {"labelled_scans": model.labelled_scans} if model.labelled_scans else {}
+    report.write_report(args.out / "report.html", [row], pictures, title=case_id, about=about)
     print(f"{'lung':<16}{row['lung_ml']:>8.0f} ml")
     for tissue in TISSUES:
         print(f"{tissue.title:<16}{row[f'{tissue.key}_ml']:>8.0f} ml {row[f'{tissue.key}_pct']:>6.1f} %")

@@ -7,19 +7,20 @@ Modes, all in one fitted `Mixture`, so that they can be compared on the same sca
   the prototypes are sure. A cluster cannot lose its name, since the prototype is part of its likelihood.
 - `anchored_distilled`: the same with the student's bottleneck features beside the descriptors.
 - `published`: five full-covariance clusters of the features, named by HU (paper, section 3.4).
+- `labelled`, of a mixture that was shown annotated cells (`Mixture.taught`), and not label-free: `anchored`, corrected.
 
 scikit-learn is imported where it is used: it costs a fifth of a worker's start, and most workers fit nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from diffseglung.frozen import frozen
-from diffseglung.labels import TISSUES
+from diffseglung.labels import TISSUES, Tissue
 from diffseglung.schemas import CELL_KEY
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import (
@@ -33,7 +34,10 @@ from diffseglung.tissue import (
 )
 
 MODES = ("rule", "anchored", "anchored_distilled", "published")
+LABELLED = "labelled"
 LEARNED = ("anchored", "anchored_distilled", "published")  # from cells; `rule` knows without
+FEWEST_LABELLED = 20  # annotated cells of a tissue, with fewer of which it is not corrected
+LEAST = 1e-4  # a posterior that nothing can contradict would be 0
 COVARIANCES = ("full", "tied", "diag", "spherical")
 
 
@@ -48,6 +52,7 @@ class MixtureConfig:
     shrinkage: float = 0.1
     descriptor_components: int = 12
     feature_components: int = 12
+    correction_ridge: float = 3e-3  # labelled: how much a correction has to earn, per squared weight
     clusters: int = 5  # published
     covariance: str = "full"  # published; or "tied", "diag", "spherical"
     cluster_components: int = 30  # published
@@ -57,8 +62,10 @@ class MixtureConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mixture.mode {self.mode!r} is none of: {', '.join(MODES)}")
+        if self.mode not in (*MODES, LABELLED):
+            raise ValueError(f"mixture.mode {self.mode!r} is none of: {', '.join((*MODES, LABELLED))}")
+        if self.correction_ridge <= 0:
+            raise ValueError(f"mixture.correction_ridge {self.correction_ridge} must be above 0")
         if self.covariance not in COVARIANCES:
             raise ValueError(f"mixture.covariance {self.covariance!r} is none of: {', '.join(COVARIANCES)}")
         if not 0.5 < self.confident < 1:
@@ -83,6 +90,17 @@ class CellTable(NamedTuple):
         reference = Reference(table["mode_hu"].to_numpy(), table["mesh"].to_numpy())
         return cls(tensor("evidence"), tensor("descriptors"), tensor("features"), reference)
 
+    @classmethod
+    def together(cls, parts: Sequence["CellTable"]) -> "CellTable":
+        """The cells of several scans, each with its own reference."""
+        counts = [len(part.evidence) for part in parts]
+        mode_hu, mesh = (
+            np.concatenate([np.broadcast_to(p.reference[i], n) for p, n in zip(parts, counts, strict=True)])
+            for i in (0, 1)
+        )
+        evidence, descriptors, features = (np.concatenate([part[i] for part in parts]) for i in range(3))
+        return cls(evidence, descriptors, features, Reference(mode_hu, mesh))
+
     def rows(self, which: np.ndarray) -> "CellTable":
         """Some of the cells, by number."""
         mode_hu, mesh = (r[which] if isinstance(r, np.ndarray) else r for r in self.reference)
@@ -100,11 +118,20 @@ class Mixture:
     standardiser: Standardiser
     arrays: dict[str, np.ndarray]
 
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """Those in which this one can be asked."""
+        return (*MODES, LABELLED) if f"{LABELLED}.weights" in self.arrays else MODES
+
     def posterior(self, cells: CellTable, mode: str | None = None) -> np.ndarray:
         """Posterior (n, 6) over `TISSUES` for each cell, before its neighbours are asked; cavity is always 0."""
         mode = mode or self.config.mode
+        if mode not in self.modes:
+            raise ValueError(f"this mixture knows no mode {mode!r}, only: {', '.join(self.modes)}")
         if mode == "published":
             return self._published(cells)
+        if mode == LABELLED:
+            return self._labelled(cells)
         rule = anchor_log_likelihood(cells.evidence, cells.reference, self.tissue) + np.log(prior())
         if mode == "rule":
             return to_tissues(softmax(rule))
@@ -138,6 +165,61 @@ class Mixture:
         """Principal components (n, d) of the student's standardised features."""
         a = self.arrays
         return (cells.features - a["features.mean"]) / a["features.scale"] @ a["features.axes"].T
+
+    def taught(self, cells: CellTable, tissue: np.ndarray) -> "Mixture":
+        """The same with the mode `labelled`: what annotated cells say against `anchored`, as far as they say it.
+
+        tissue (n,): that of each cell, of `TISSUES`. To each log posterior a linear function of the coordinates is
+        added, fitted by logistic regression with the posterior as its offset and a ridge that pulls it to nothing, so
+        that one scan changes little; a tissue with fewer than `FEWEST_LABELLED` cells, and cavities, stay as they
+        were. Raises ValueError where fewer than two tissues have as many.
+        """
+        from scipy.optimize import minimize
+
+        x, known = self._correction_axes(cells)
+        present = [
+            k
+            for k, t in enumerate(TISSUES)
+            if t != Tissue.CAVITY and (known & (tissue == t)).sum() >= FEWEST_LABELLED
+        ]
+        if len(present) < 2:
+            raise ValueError(
+                f"the labels hold {FEWEST_LABELLED} cells of fewer than two tissues: label more, or larger regions"
+            )
+        used = known & np.isin(tissue, [TISSUES[k] for k in present])
+        x, offset = x[used], self._log_anchored(cells)[used][:, present]
+        target = (tissue[used, None] == np.array([TISSUES[k] for k in present])).astype(float)
+
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
+            weights = flat.reshape(x.shape[1], -1)
+            log_p = log_softmax(offset + x @ weights)
+            slope = x.T @ (np.exp(log_p) - target) / len(x) + self.config.correction_ridge * weights
+            penalty = 0.5 * self.config.correction_ridge * (flat**2).sum()
+            return -(target * log_p).sum() / len(x) + penalty, slope.ravel()
+
+        start = np.zeros(x.shape[1] * len(present))
+        fitted = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 500})
+        weights = np.zeros((x.shape[1], len(TISSUES)))
+        weights[:, present] = fitted.x.reshape(x.shape[1], -1)
+        return replace(self, arrays=self.arrays | {f"{LABELLED}.weights": weights})
+
+    def _labelled(self, cells: CellTable) -> np.ndarray:
+        """The anchored posterior, corrected where a cell can be described; cavity stays 0."""
+        x, known = self._correction_axes(cells)
+        correction = np.where(known[:, None], x, 0) @ self.arrays[f"{LABELLED}.weights"]
+        corrected = softmax(self._log_anchored(cells) + correction)
+        corrected[:, Tissue.CAVITY - 1] = 0
+        return (corrected / corrected.sum(axis=1, keepdims=True)).astype(np.float32)
+
+    def _log_anchored(self, cells: CellTable) -> np.ndarray:
+        return np.log(np.maximum(self.posterior(cells, "anchored"), LEAST))
+
+    def _correction_axes(self, cells: CellTable) -> tuple[np.ndarray, np.ndarray]:
+        """Coordinates of unit spread and a constant (n, d + 1), and the cells that have them (n,)."""
+        x = self.anchored_axes(cells, "anchored")
+        spread = np.sqrt(np.diag(np.linalg.inv(self.arrays["anchored.precision"])))
+        known = np.isfinite(x).all(axis=1)
+        return np.concatenate([x / spread, np.ones((len(x), 1))], axis=1), known
 
     def clusters(self, cells: CellTable) -> np.ndarray:
         """Share (n, k) of each published cluster in each cell, before it has a name."""

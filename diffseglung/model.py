@@ -104,6 +104,11 @@ class Model:
         )
 
     @property
+    def labelled_scans(self) -> int:
+        """How many annotated scans corrected the mixture; 0 of a model without any label."""
+        return len(self.info.get("labels", {}).get("scans", ()))
+
+    @property
     def sha256(self) -> str:
         """Digest of everything that decides a label: weights, mixture, statistics, settings."""
         state = sha256(digest(self.config).encode())

@@ -1,4 +1,4 @@
-"""One scan, made ready to learn from: its patches with everything the teacher has to say about them."""
+"""One scan, made ready to learn from: its patches with all that the teacher says of them, or its annotated cells."""
 
 from dataclasses import replace
 
@@ -8,11 +8,13 @@ import pyarrow as pa
 from diffseglung.anatomy import find_anatomy
 from diffseglung.cells import core, describe_cells
 from diffseglung.config import Config
-from diffseglung.patches import Corner, Shape, cut, sample_corners, seed_of, to_scan
+from diffseglung.labels import TISSUES, Tissue
+from diffseglung.mixture import CellTable
+from diffseglung.patches import Corner, Shape, cell_share, cut, sample_corners, seed_of, to_scan
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import describe_patches, describe_windows
 from diffseglung.tissue import scan_reference
-from diffseglung.volume import Volume
+from diffseglung.volume import Volume, resample_labels
 
 
 def prepare_case(
@@ -73,6 +75,26 @@ def prepare_case(
         ],
         schema=schema,
     )
+
+
+def labelled_cells(
+    volume: Volume, truth: np.ndarray, config: Config, lungs: np.ndarray | None = None
+) -> tuple[CellTable, np.ndarray]:
+    """Cells of one scan whose tissue somebody drew, and that tissue (n,): the one that fills more than half of them.
+
+    truth: uint8 tissue labels on the volume's grid; where it is 0, say on slices that nobody annotated, nothing is
+    known. No network looks at the scan: the cells have no features.
+    """
+    anatomy = find_anatomy(volume, config.anatomy, lungs)
+    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
+    cells = describe_cells(scan, config.patches, config.teacher)
+    on_scan = resample_labels(truth, volume.grid, scan.grid)
+    shares = np.stack([cell_share(on_scan == tissue, config.patches.cell_vox) for tissue in TISSUES])
+    which = cells.inside & (shares.max(axis=0) > 0.5)
+    evidence = cells.evidence[which]
+    reference = scan_reference(cells.evidence[cells.inside], config.tissue)
+    table = CellTable(evidence, cells.descriptors[which], np.zeros((len(evidence), 0), np.float32), reference)
+    return table, shares.argmax(axis=0)[which] + Tissue.HEALTHY
 
 
 def cut_cells(grid: np.ndarray, corner: Corner, size: Shape, cell_vox: Shape) -> np.ndarray:

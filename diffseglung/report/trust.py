@@ -9,18 +9,16 @@ from diffseglung.report.pictures import WINDOW_HU
 from diffseglung.report.scores import best_first, disease_mean, group
 
 _WINDOW = " to ".join(f"{signed(edge)} HU" for edge in WINDOW_HU)
+NAMED = (
+    "A region gets the name of the tissue that it resembles in density, texture and enclosure, so what looks alike on "
+    "CT is named alike: collapse like consolidation, oedema or breathing out like ground glass, crowded vessels at the "
+    "hila at times like fibrosis."
+)
 LIMITS = (
     (
         "For research, not for patients.",
         "This is not a medical device. Nothing here is a diagnosis, and no decision about a patient may rest "
         "on it.",
-    ),
-    (
-        "Nobody drew these labels.",
-        "The model learned without annotation. A region gets the name of the tissue that it resembles in "
-        "density, texture and enclosure, so what looks alike on CT is named alike: collapse like "
-        "consolidation, oedema or breathing out like ground glass, crowded vessels at the hila at times like "
-        "fibrosis.",
     ),
     (
         "The lung outline decides first.",
@@ -45,12 +43,15 @@ NAMES = {
     "recipe": "Recipe",
     "date": "Made on",
     "hardware": "Hardware",
+    "labelled_scans": "Annotated scans",
 }
 
 
 def trust_section(about: Mapping[str, Any], scores: Sequence[Row] | None) -> Html:
     """How far to trust the numbers above, and what each flag means."""
-    limits = [tag("li", tag("strong", head), " ", text) for head, text in (*LIMITS, _accuracy(scores))]
+    first, *others = LIMITS
+    said = (first, _origin_of_names(about.get("labelled_scans")), *others, _accuracy(scores))
+    limits = [tag("li", tag("strong", head), " ", text) for head, text in said]
     checks = [tag("div", tag("dt", check.name), tag("dd", check.meaning)) for check in CHECKS]
     note = about.get("note")
     return tag(
@@ -67,6 +68,16 @@ def trust_section(about: Mapping[str, Any], scores: Sequence[Row] | None) -> Htm
         tag("dl", checks, class_="checks"),
         aria_labelledby="trust-title",
         class_="card",
+    )
+
+
+def _origin_of_names(labelled_scans: Any) -> tuple[str, str]:
+    if not labelled_scans:
+        return "Nobody drew these labels.", f"The model learned without annotation. {NAMED}"
+    return (
+        "This is not label-free.",
+        f"Annotations of {labelled_scans} scan{'s' * (labelled_scans != 1)} corrected what a model that had learned "
+        f"without them calls a region. {NAMED}",
     )
 
 

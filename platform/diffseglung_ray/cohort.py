@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from diffseglung.anatomy import AnatomyConfig
 from diffseglung.anatomy.network import NoNetwork, find_weights
 from diffseglung.gate import UnreadableScan, VolumeConfig
+from diffseglung.labels import Tissue
 from diffseglung.scans import COMPANION_FOLDERS, COMPANIONS, find_scans
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cluster import is_uri
@@ -271,6 +272,15 @@ def read_case(case: dict[str, Any], config: VolumeConfig) -> Loaded:
         lungs = read_labels(path, volume) > 0
         given = path.read_bytes()
     return Loaded(volume, lungs, _both(volume.source.sha256, hashlib.sha256(given).hexdigest()))
+
+
+def read_truth(place: str, volume: Volume) -> np.ndarray:
+    """The true tissues of a case, uint8 on the volume's grid. Raises ValueError where labels are not ours."""
+    with local_copy(place) as path:
+        truth = read_labels(path, volume)
+    if truth.max(initial=0) > max(Tissue):
+        raise ValueError(f"{place}: truth holds the label {truth.max()}; tissues are 1 to {int(max(Tissue))}")
+    return truth
 
 
 @contextmanager

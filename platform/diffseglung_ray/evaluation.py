@@ -17,12 +17,10 @@ from diffseglung.anatomy import find_anatomy
 from diffseglung.baselines import BASELINES
 from diffseglung.calibration import Calibration, calibration_markdown, calibrations
 from diffseglung.evaluate import score_case, scores_table_markdown
-from diffseglung.labels import Tissue
-from diffseglung.mixture import MODES
 from diffseglung.real import Known, find_known, measure, measures_markdown
 from diffseglung.schemas import MEASURES, SCORES
 from diffseglung.segment import Segmentation, decide, observe
-from diffseglung.volume import Volume, VolumeConfig, read_labels, resample_labels
+from diffseglung.volume import Volume, VolumeConfig, resample_labels
 from diffseglung_ray.cases import (
     Attempts,
     Row,
@@ -32,7 +30,7 @@ from diffseglung_ray.cases import (
     report_failures,
 )
 from diffseglung_ray.cluster import Workers, case_workers, ray_cluster, refuse_fleeting
-from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, local_copy, read_case, safe_id
+from diffseglung_ray.cohort import Case, Loaded, fetched, find_cohort, read_case, read_truth, safe_id
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 from diffseglung_ray.processes import use_threads
 from diffseglung_ray.segmentation import (
@@ -272,7 +270,7 @@ class CaseScorer:
                 believed[uri] = calibration
             yield uri, seen.anatomy.lungs, own.labels
             anatomy = anatomy or seen.anatomy
-            for mode in MODES:
+            for mode in segmenter.model.mixture.modes:
                 if mode != own.mode:
                     labels = decide(seen, segmenter.model, mode).labels
                     yield f"{uri} ({mode})", seen.anatomy.lungs, labels
@@ -343,15 +341,6 @@ class Knowledge:
     def calibration(self, found: Segmentation) -> dict[str, dict[str, list[float]]]:
         """Nobody knows."""
         return {}
-
-
-def read_truth(place: str, volume: Volume) -> np.ndarray:
-    """The true tissues of a case, uint8 on the volume's grid. Raises ValueError where labels are not ours."""
-    with local_copy(place) as path:
-        truth = read_labels(path, volume)
-    if truth.max(initial=0) > max(Tissue):
-        raise ValueError(f"{place}: truth holds the label {truth.max()}; tissues are 1 to {int(max(Tissue))}")
-    return truth
 
 
 def _facts(placed: dict[str, PlacedModel], cohort: str, workers: Workers) -> dict[str, Any]:

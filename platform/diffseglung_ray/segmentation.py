@@ -69,6 +69,7 @@ class PlacedModel:
     config: Config
     uri: str
     version: str
+    labelled_scans: int
 
     @property
     def origin(self) -> dict[str, str]:
@@ -150,8 +151,12 @@ def place_model(model: str, configure: Configure) -> tuple[PlacedModel, RunConfi
 
 
 def _place(fetched: FetchedModel, configure: Configure) -> tuple[PlacedModel, RunConfig]:
-    own = Model.load(fetched.path).config
-    config = configure(own)
+    model = Model.load(fetched.path)
+    own, config = model.config, configure(model.config)
+    if config.method.mixture.mode not in model.mixture.modes:
+        raise WrongArgument(
+            f"{fetched.uri} knows no mode {config.method.mixture.mode!r}, only {', '.join(model.mixture.modes)}"
+        )
     changed = [name for name in TRAINED_IN if getattr(config, name) != getattr(own, name)]
     if changed:
         raise WrongArgument(
@@ -159,7 +164,7 @@ def _place(fetched: FetchedModel, configure: Configure) -> tuple[PlacedModel, Ru
             "leave those as they are, or train a model with yours"
         )
     files = {path.name: path.read_bytes() for path in sorted(fetched.path.iterdir()) if path.is_file()}
-    return PlacedModel(files, config.method, fetched.uri, fetched.version), config
+    return PlacedModel(files, config.method, fetched.uri, fetched.version, model.labelled_scans), config
 
 
 def segment_cases(
@@ -318,4 +323,5 @@ def about(model: PlacedModel, cohort: str, workers: Workers) -> dict[str, Any]:
         "cohort": cohort,
         "date": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
         "hardware": f"{workers.count} workers of {workers.cpus} CPUs and {workers.gpus:g} GPUs",
+        **({"labelled_scans": model.labelled_scans} if model.labelled_scans else {}),
     }

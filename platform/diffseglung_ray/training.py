@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from safetensors.numpy import load_file
 
 from diffseglung.config import Config
 from diffseglung.distill import TrainConfig, collapse
-from diffseglung.mixture import CellTable, Mixture, fit_mixture
+from diffseglung.labels import TISSUES
+from diffseglung.mixture import LABELLED, CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
 from diffseglung.phantom import PhantomConfig, make_phantom
+from diffseglung.prepare import labelled_cells
 from diffseglung.report.training import draw_clusters, draw_samples
 from diffseglung.schemas import patches_schema
 from diffseglung.student import Student, StudentConfig
@@ -43,6 +45,7 @@ from diffseglung_ray.cluster import (
     refuse_fleeting,
     train_workers,
 )
+from diffseglung_ray.cohort import Case, find_cohort, read_case, read_truth
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.credentials import without_credentials
 from diffseglung_ray.fitting import gather_cells
@@ -85,17 +88,22 @@ def train(
     alias: str | None = None,
     parent: Run | None = None,
     choose: Callable[[Student, Standardiser], Config] | None = None,
+    labels: str | None = None,
 ) -> TrainedModel:
     """Train on a prepared workspace, fit the mixture, register the model and point `alias` at it.
 
     A training with the same settings on the same patches that was killed before its end goes on from its last
     checkpoint, in its own MLflow run. `init` is a model (folder or MLflow address) whose student's weights are the
     start; `choose` says, once the student is trained, with which settings of features and mixture it goes on; with
-    `parent` it is the last part of a sweep. Starts or joins Ray once the arguments have proved sound.
+    `parent` it is the last part of a sweep. `labels` is a manifest of annotated scans, which correct the mixture and
+    never the student: that model is not label-free. Starts or joins Ray once the arguments have proved sound.
     Errors: UserError, in words.
     """
-    refuse_fleeting(workspace=place, init=init)
+    refuse_fleeting(workspace=place, init=init, labels=labels)
     workspace = open_workspace(place, config.method)
+    annotated = find_annotated(labels) if labels else []
+    if config.method.mixture.mode == LABELLED and not annotated:
+        raise WrongArgument(f"mixture.mode {LABELLED} needs annotated scans: name their manifest, --labels")
     weights = _weights(init, config.student)
     with ray_cluster(config.resources):
         check_tracking(nodes_in_cluster())
@@ -104,7 +112,8 @@ def train(
         standardiser = fit_standardiser(workspace, config.method)
         name = f"train {config.name}"
         details = {"name": name, "manifest": workspace.manifest, "parent": parent, "init": init}
-        with start_run(config.method, config.tracking, **details, go_on=True) as run:
+        asked = {"labels": labels or "none"}
+        with start_run(config.method, config.tracking, **details, about=asked, go_on=True) as run:
             run.log_json("standardiser.json", {"names": list(TEACHER.names), **standardiser.to_dict()})
             student, metrics, drawn = distil(config, workspace, standardiser, workers, run, weights)
             method = choose(student, standardiser) if choose else config.method
@@ -116,6 +125,9 @@ def train(
             }
             about = {"sweep": parent.id} if parent else {}
             model, cells = fitted(method, student, standardiser, workspace, workers, info | about)
+            if annotated:
+                model = corrected(model, annotated)
+                about["label_free"] = f"no: {len(annotated)} labelled scans"
             log_pictures(run, drawn, cells, model.mixture)
             version = publish(model, run, config, alias or config.tracking.alias, about)
     return TrainedModel(version.version, version.uri, run.id, metrics)
@@ -133,6 +145,44 @@ def fitted(
     cells = gather_cells(student, method.features, workspace, workers)
     mixture = fit_mixture(cells, method.mixture, method.tissue, standardiser)
     return Model(method, student, standardiser, mixture, info), cells
+
+
+def find_annotated(labels: str) -> list[Case]:
+    """The annotated scans of a manifest. Errors: WrongArgument where it holds none, or one without a truth."""
+    cases = find_cohort(labels)
+    bare = [
+        case.problem or f"{case.case_id} has no truth" for case in cases if case.problem or not case.truth
+    ]
+    if bare or not cases:
+        said = "; ".join(bare[:3]) or "it holds no case"
+        raise WrongArgument(
+            f"--labels {labels}: {said}. Name an image and a label map, column truth, of each"
+        )
+    return cases
+
+
+def corrected(model: Model, cases: list[Case]) -> Model:
+    """The model whose mixture was shown the annotated cells of these scans: mode `labelled`, and no other mode.
+
+    Errors: UserError where a scan cannot be read or labelled too little.
+    """
+    parts = []
+    for case in progress(cases, len(cases), "labels", unit="scan"):
+        try:
+            loaded = read_case(case.row(), model.config.volume)
+            truth = read_truth(case.truth, loaded.volume)
+            parts.append(labelled_cells(loaded.volume, truth, model.config, loaded.lungs))
+        except (ValueError, OSError) as error:
+            raise UserError(f"--labels, {case.case_id}: {error}") from error
+    tissue = np.concatenate([each for _, each in parts])
+    try:
+        mixture = model.mixture.taught(CellTable.together([cells for cells, _ in parts]), tissue)
+    except ValueError as error:
+        raise UserError(f"--labels: {error}") from error
+    config = replace(model.config, mixture=replace(model.config.mixture, mode=LABELLED))
+    counts = {t.key: int((tissue == t).sum()) for t in TISSUES}
+    info = model.info | {"labels": {"scans": [case.case_id for case in cases], "cells": counts}}
+    return replace(model, config=config, mixture=replace(mixture, config=config.mixture), info=info)
 
 
 def log_pictures(run: Run, drawn: dict[str, np.ndarray], cells: pa.Table, mixture: Mixture) -> None:

@@ -65,9 +65,21 @@ def fed_by_ray_data() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def trained(workspace: str, model: Path) -> TrainedModel:
-    """By two processes, from a model on, on all the CPUs that there are."""
-    return train(SMOKE, workspace, init=str(model))
+def annotated(cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The phantoms of the cohort with their truth."""
+    manifest = tmp_path_factory.mktemp("annotated") / "labels.csv"
+    rows = [
+        f"{name},{cohort.parent}/images/{name}.nii.gz,{cohort.parent}/truth/{name}.nii.gz"
+        for name in ("phantom-0000", "phantom-0001")
+    ]
+    manifest.write_text("\n".join(["case_id,image,truth", *rows]) + "\n")
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def trained(workspace: str, model: Path, annotated: Path) -> TrainedModel:
+    """By two processes, from a model on, on all the CPUs that there are, corrected by labelled scans."""
+    return train(SMOKE, workspace, init=str(model), labels=str(annotated))
 
 
 def distilled(
@@ -101,10 +113,31 @@ def test_training_leaves_a_version_that_the_alias_points_at(trained: TrainedMode
     fetched = fetch_model(f"models:/diffseglung@{SMOKE.tracking.alias}", tmp_path)
     assert fetched.version == trained.version
     model = Model.load(fetched.path)
-    assert model.config == SMOKE.method
+    assert replace(model.config, mixture=SMOKE.method.mixture) == SMOKE.method
     assert model.info["steps"] == SMOKE.train.steps
     run = mlflow.MlflowClient().get_run(trained.run_id)
     assert run.info.status == "FINISHED"
+
+
+def test_labels_correct_the_mixture_and_the_model_says_so(trained: TrainedModel, tmp_path: Path) -> None:
+    model = load(trained, tmp_path)
+    assert model.config.mixture.mode == "labelled"
+    assert "labelled" in model.mixture.modes
+    assert model.info["labels"]["scans"] == ["phantom-0000", "phantom-0001"]
+    assert model.info["labels"]["cells"]["healthy"] > 100
+    version = mlflow.MlflowClient().get_model_version("diffseglung", trained.version)
+    assert version.tags["label_free"] == "no: 2 labelled scans"
+
+
+def test_labels_without_a_truth_are_refused(
+    workspace: str, cohort: Path, annotated: Path, tmp_path: Path
+) -> None:
+    bare = tmp_path / "bare.csv"
+    bare.write_text(f"case_id,image\na,{cohort.parent}/images/phantom-0000.nii.gz\n")
+    with pytest.raises(WrongArgument, match=r"--labels .*a has no truth"):
+        train(SMOKE, workspace, labels=str(bare))
+    with pytest.raises(WrongArgument, match="needs annotated scans"):
+        train(load_config("smoke", None, ["mixture.mode=labelled"]), workspace)
 
 
 def test_the_run_keeps_what_one_would_look_at(trained: TrainedModel, model: Path, tmp_path: Path) -> None:

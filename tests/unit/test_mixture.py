@@ -51,6 +51,45 @@ def fitted():
     return fit_mixture(cells, MixtureConfig(), TissueConfig(), standardiser)
 
 
+def test_labels_correct_what_physics_misnames_and_nothing_else(fitted):
+    arrow, kind = draw_cells(3000, seed=3)
+    cells, tissue = CellTable.from_arrow(arrow), tissue_of(kind)
+    # Ground glass of another place: so thin that its density is that of healthy lung.
+    thin = kind == Tissue.GROUND_GLASS
+    evidence = cells.evidence.copy()
+    evidence[thin, :5] -= 230
+    cells = cells._replace(evidence=evidence)
+
+    def found(mixture, mode):
+        return mixture.posterior(cells, mode).argmax(axis=1) + 1 == tissue
+
+    known = np.arange(0, len(kind), 4)
+    shown = np.where(np.isin(tissue, (Tissue.HEALTHY, Tissue.GROUND_GLASS, Tissue.FIBROSIS)), tissue, 0)
+    taught = fitted.taught(cells.rows(known), shown[known])
+    asked = np.setdiff1d(np.arange(len(kind)), known)
+    before, after = found(fitted, "anchored")[asked], found(taught, "labelled")[asked]
+    assert before[thin[asked]].mean() < 0.8
+    assert after[thin[asked]].mean() > before[thin[asked]].mean() + 0.1
+    assert after.mean() > before.mean()
+    assert (found(taught, "anchored") == found(fitted, "anchored")).all()
+    emphysema = tissue[asked] == Tissue.EMPHYSEMA  # nobody labelled any
+    assert after[emphysema].mean() > before[emphysema].mean() - 0.1
+    np.testing.assert_allclose(taught.posterior(cells, "labelled").sum(axis=1), 1, rtol=1e-5)
+
+
+def test_few_labels_change_little_and_too_few_are_refused(fitted):
+    arrow, kind = draw_cells(2000, seed=4)
+    cells, tissue = CellTable.from_arrow(arrow), tissue_of(kind)
+    stern = replace(fitted, config=replace(fitted.config, correction_ridge=1e3)).taught(cells, tissue)
+    np.testing.assert_allclose(
+        stern.posterior(cells, "labelled"), fitted.posterior(cells, "anchored"), atol=0.02
+    )
+    with pytest.raises(ValueError, match="fewer than two tissues"):
+        fitted.taught(cells, np.where(tissue == Tissue.HEALTHY, tissue, 0))
+    with pytest.raises(ValueError, match="knows no mode 'labelled'"):
+        fitted.posterior(cells, "labelled")
+
+
 def tissue_of(kind: np.ndarray) -> np.ndarray:
     return np.where(kind > len(TISSUES), Tissue.HEALTHY, kind)
 

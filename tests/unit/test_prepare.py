@@ -6,9 +6,11 @@ import pyarrow as pa
 import pytest
 
 from diffseglung.config import recipe
+from diffseglung.labels import Tissue
 from diffseglung.patches import cut, to_scan
-from diffseglung.prepare import cut_cells, prepare_case
+from diffseglung.prepare import cut_cells, labelled_cells, prepare_case
 from diffseglung.teacher import TEACHER
+from diffseglung.volume import read_labels
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +88,20 @@ def flat(column: pa.ChunkedArray) -> np.ndarray:
         if isinstance(array, pa.FixedShapeTensorArray)
         else array.to_numpy(zero_copy_only=False)
     )
+
+
+def test_cells_are_labelled_where_somebody_drew(volume, cohort, lungs):
+    config = recipe("smoke")
+    truth = read_labels(cohort.parent / "truth" / "phantom-0000.nii.gz", volume)
+    cells, tissue = labelled_cells(volume, truth, config, lungs)
+    assert len(cells.evidence) == len(cells.descriptors) == len(tissue)
+    assert {Tissue.HEALTHY, Tissue.FIBROSIS} <= set(tissue) <= set(truth[lungs])
+    rough, healthy = (np.median(cells.evidence[tissue == t, 2]) for t in (Tissue.FIBROSIS, Tissue.HEALTHY))
+    assert rough > healthy + 100
+    some = truth.copy()
+    some[len(some) // 2 :] = 0
+    fewer, _ = labelled_cells(volume, some, config, lungs)
+    assert 0 < len(fewer.evidence) < len(cells.evidence)
+    assert fewer.reference == cells.reference
+    nothing, _ = labelled_cells(volume, np.zeros_like(truth), config, lungs)
+    assert len(nothing.evidence) == 0
