@@ -96,8 +96,8 @@ def test_cells_are_labelled_where_somebody_drew(volume, cohort, lungs):
     cells, tissue = labelled_cells(volume, truth, config, lungs)
     assert len(cells.evidence) == len(cells.descriptors) == len(tissue)
     assert {Tissue.HEALTHY, Tissue.FIBROSIS} <= set(tissue) <= set(truth[lungs])
-    rough, healthy = (np.median(cells.evidence[tissue == t, 2]) for t in (Tissue.FIBROSIS, Tissue.HEALTHY))
-    assert rough > healthy + 100
+    rough, healthy = (np.median(cells.evidence[tissue == t, 3]) for t in (Tissue.FIBROSIS, Tissue.HEALTHY))
+    assert rough > healthy + 50
     some = truth.copy()
     some[len(some) // 2 :] = 0
     fewer, _ = labelled_cells(volume, some, config, lungs)
