@@ -12,11 +12,11 @@ from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.distill import Distillation, distill
 from diffseglung.labels import TISSUES
-from diffseglung.patches import Scan, cell_share, regrid, to_scan
-from diffseglung.prepare import prepare_case
+from diffseglung.patches import Scan, regrid, to_scan
+from diffseglung.prepare import cell_tissues, prepare_case
 from diffseglung.segment import Observation, Stopwatch, enclosed_air, hilar_vessels
 from diffseglung.teacher import Standardiser
-from diffseglung.volume import Volume, read_labels, read_volume, resample_labels
+from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.training_process import COLUMNS, in_memory
 
 Columns = dict[str, np.ndarray]
@@ -65,9 +65,7 @@ def look(case_id: str, image: Path | str, truth: Path | str, config: Config) -> 
     anatomy = find_anatomy(volume, config.anatomy)
     scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
     hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
-    on_scan = resample_labels(labels, volume.grid, scan.grid)
-    shares = np.stack([cell_share(on_scan == tissue, config.patches.cell_vox) for tissue in TISSUES])
-    tissue = np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + 1, 0)
+    tissue = cell_tissues(labels, volume, scan, config.patches)
     cells = describe_cells(scan, config.patches, config.teacher)
     cavities = enclosed_air(volume, anatomy, config)
     return Seen(case_id, volume, anatomy, scan, cavities, hilar, cells, labels, tissue)

@@ -25,7 +25,7 @@ from diffseglung.phantom import PhantomConfig, case_kinds, write_cohort
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
-from diffseglung.tissue import Reference, scan_reference
+from diffseglung.tissue import scan_reference
 
 SPLITS = {"train": (24, 6101), "validation": (8, 6102), "test": (12, 6103)}
 CELLS_A_SCAN = 2304  # as many as jobs/train.py samples of 48 patches
@@ -174,11 +174,7 @@ class Bench:
             tables.append(table(seen, features, config, which))
             scans.append(np.full(which.sum(), number))
             tissues.append(seen.tissue[which])
-        counts = [len(one.evidence) for one in tables]
-        mode_hu, mesh = (np.repeat([float(one.reference[i]) for one in tables], counts) for i in (0, 1))
-        evidence, descriptors, features = (np.concatenate([one[i] for one in tables]) for i in range(3))
-        cells = CellTable(evidence, descriptors, features, Reference(mode_hu, mesh))
-        return Lesson(cells, np.concatenate(scans), np.concatenate(tissues))
+        return Lesson(CellTable.together(tables), np.concatenate(scans), np.concatenate(tissues))
 
     def student(self, contrast: str, seed: int, given: Path | None, *, train: bool) -> Trained | None:
         """The given student of that contrast and seed, or the kept one, or a new one; None if it may not be trained."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from diffseglung.labels import TISSUES, Tissue
+from diffseglung.mixture import entropy
 
 BINS = 20  # of confidence, from 0 to 1
 STEPS = 200  # of entropy, from 0 to 1
@@ -53,8 +54,9 @@ class Calibration:
         known, actual = posteriors[:, asked].astype(np.float64), truth[asked]
         top = known.max(axis=0, initial=0)
         right = known.argmax(axis=0) + Tissue.HEALTHY == actual
-        entropy = -(known * np.log(np.maximum(known, 1e-9))).sum(axis=0) / np.log(len(TISSUES))
-        bin_, step = (np.minimum((x * n).astype(int), n - 1) for x, n in ((top, BINS), (entropy, STEPS)))
+        bin_, step = (
+            np.minimum((x * n).astype(int), n - 1) for x, n in ((top, BINS), (entropy(known), STEPS))
+        )
         return cls(
             np.bincount(bin_, minlength=BINS),
             np.bincount(bin_[right], minlength=BINS),

@@ -391,6 +391,11 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
     return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
+def entropy(posterior: np.ndarray) -> np.ndarray:
+    """How evenly posteriors (6, ...) are spread, as a share of log 6: 0 for one tissue alone, 1 for all alike."""
+    return -(posterior * np.log(np.maximum(posterior, 1e-9))).sum(axis=0) / np.log(len(posterior))
+
+
 def softmax(x: np.ndarray) -> np.ndarray:
     """Over the last axis."""
     return np.exp(log_softmax(x))

@@ -10,7 +10,17 @@ from diffseglung.cells import core, describe_cells
 from diffseglung.config import Config
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable
-from diffseglung.patches import Corner, Shape, cell_share, cut, sample_corners, seed_of, to_scan
+from diffseglung.patches import (
+    Corner,
+    PatchConfig,
+    Scan,
+    Shape,
+    cell_share,
+    cut,
+    sample_corners,
+    seed_of,
+    to_scan,
+)
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import describe_patches, describe_windows
 from diffseglung.tissue import scan_reference
@@ -88,13 +98,19 @@ def labelled_cells(
     anatomy = find_anatomy(volume, config.anatomy, lungs)
     scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
     cells = describe_cells(scan, config.patches, config.teacher)
-    on_scan = resample_labels(truth, volume.grid, scan.grid)
-    shares = np.stack([cell_share(on_scan == tissue, config.patches.cell_vox) for tissue in TISSUES])
-    which = cells.inside & (shares.max(axis=0) > 0.5)
+    tissue = cell_tissues(truth, volume, scan, config.patches)
+    which = cells.inside & (tissue > 0)
     evidence = cells.evidence[which]
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     table = CellTable(evidence, cells.descriptors[which], np.zeros((len(evidence), 0), np.float32), reference)
-    return table, shares.argmax(axis=0)[which] + Tissue.HEALTHY
+    return table, tissue[which]
+
+
+def cell_tissues(truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig) -> np.ndarray:
+    """The tissue (z, y, x) that fills more than half of each cell of a scan; 0 where none does."""
+    on_scan = resample_labels(truth, volume.grid, scan.grid)
+    shares = np.stack([cell_share(on_scan == tissue, patches.cell_vox) for tissue in TISSUES])
+    return np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + Tissue.HEALTHY, 0)
 
 
 def cut_cells(grid: np.ndarray, corner: Corner, size: Shape, cell_vox: Shape) -> np.ndarray:

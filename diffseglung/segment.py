@@ -16,7 +16,7 @@ from diffseglung.config import Config
 from diffseglung.features import extract
 from diffseglung.grid import crop_grid, largest_of, resample_labels
 from diffseglung.labels import TISSUES, Tissue
-from diffseglung.mixture import CellTable, couple
+from diffseglung.mixture import CellTable, couple, entropy
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
 from diffseglung.refine import fuse, lung_box
@@ -124,15 +124,14 @@ def decide(
         posteriors = with_the_certain(fused, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)
-    inside = posteriors[:, scan.lungs]
-    entropy = -(inside * np.log(np.maximum(inside, 1e-9))).sum(axis=0) / np.log(len(TISSUES))
+    doubt = entropy(posteriors[:, scan.lungs])
     return Segmentation(
         labels=labels,
         anatomy=seen.anatomy,
         scan=scan,
         posteriors=posteriors,
-        uncertainty=float(entropy.mean()),
-        uncertain_pct=float(100 * (entropy > GUESS).mean()),
+        uncertainty=float(doubt.mean()),
+        uncertain_pct=float(100 * (doubt > GUESS).mean()),
         teacher_distance=teacher_distance(seen.cells, model),
         mode=mode,
         seconds=watch.seconds,
