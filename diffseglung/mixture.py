@@ -170,22 +170,14 @@ class Mixture:
         """The same with the mode `labelled`: what annotated cells say against `anchored`, as far as they say it.
 
         tissue (n,): that of each cell, of `TISSUES`. To each log posterior a linear function of the coordinates is
-        added, fitted by logistic regression with the posterior as its offset and a ridge that pulls it to nothing, so
-        that one scan changes little; a tissue with fewer than `FEWEST_LABELLED` cells, and cavities, stay as they
-        were. Raises ValueError where fewer than two tissues have as many.
+        added, fitted by logistic regression with the posterior as its offset and a ridge that pulls it to nothing; a
+        tissue with fewer than `FEWEST_LABELLED` cells, and cavities, stay as they were. Raises ValueError
+        where fewer than two tissues have as many.
         """
         from scipy.optimize import minimize
 
+        present = correctable(cells, tissue)
         x, known = self._correction_axes(cells)
-        present = [
-            k
-            for k, t in enumerate(TISSUES)
-            if t != Tissue.CAVITY and (known & (tissue == t)).sum() >= FEWEST_LABELLED
-        ]
-        if len(present) < 2:
-            raise ValueError(
-                f"the labels hold {FEWEST_LABELLED} cells of fewer than two tissues: label more, or larger regions"
-            )
         used = known & np.isin(tissue, [TISSUES[k] for k in present])
         x, offset = x[used], self._log_anchored(cells)[used][:, present]
         target = (tissue[used, None] == np.array([TISSUES[k] for k in present])).astype(float)
@@ -242,6 +234,18 @@ class Mixture:
         for cluster, tissue in enumerate(self.arrays["published.tissue"]):
             out[:, int(tissue) - 1] += share[:, cluster]
         return out
+
+
+def correctable(cells: CellTable, tissue: np.ndarray) -> list[int]:
+    """Columns of the tissues of which enough cells were annotated. Raises ValueError where those are fewer than two."""
+    known = np.isfinite(cells.descriptors).all(axis=1)
+    counts = {t: int((known & (tissue == t)).sum()) for t in TISSUES if t != Tissue.CAVITY}
+    present = [t - Tissue.HEALTHY for t, count in counts.items() if count >= FEWEST_LABELLED]
+    if len(present) < 2:
+        raise ValueError(
+            f"the labels hold {FEWEST_LABELLED} cells of fewer than two tissues: label more, or larger regions"
+        )
+    return present
 
 
 def fit_mixture(

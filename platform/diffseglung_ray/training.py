@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 from diffseglung.config import Config
 from diffseglung.distill import TrainConfig, collapse
 from diffseglung.labels import TISSUES
-from diffseglung.mixture import LABELLED, CellTable, Mixture, fit_mixture
+from diffseglung.mixture import LABELLED, CellTable, Mixture, correctable, fit_mixture
 from diffseglung.model import Model
 from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.prepare import labelled_cells
@@ -45,7 +45,7 @@ from diffseglung_ray.cluster import (
     refuse_fleeting,
     train_workers,
 )
-from diffseglung_ray.cohort import Case, find_cohort, read_case, read_truth
+from diffseglung_ray.cohort import find_cohort, read_case, read_truth
 from diffseglung_ray.config import RunConfig, UserError, WrongArgument
 from diffseglung_ray.credentials import without_credentials
 from diffseglung_ray.fitting import gather_cells
@@ -101,9 +101,9 @@ def train(
     """
     refuse_fleeting(workspace=place, init=init, labels=labels)
     workspace = open_workspace(place, config.method)
-    annotated = find_annotated(labels) if labels else []
-    if config.method.mixture.mode == LABELLED and not annotated:
+    if config.method.mixture.mode == LABELLED and not labels:
         raise WrongArgument(f"mixture.mode {LABELLED} needs annotated scans: name their manifest, --labels")
+    annotated = read_annotated(labels, config.method) if labels else None
     weights = _weights(init, config.student)
     with ray_cluster(config.resources):
         check_tracking(nodes_in_cluster())
@@ -127,7 +127,7 @@ def train(
             model, cells = fitted(method, student, standardiser, workspace, workers, info | about)
             if annotated:
                 model = corrected(model, annotated)
-                about["label_free"] = f"no: {len(annotated)} labelled scans"
+                about["label_free"] = f"no: {len(annotated.scans)} labelled scans"
             log_pictures(run, drawn, cells, model.mixture)
             version = publish(model, run, config, alias or config.tracking.alias, about)
     return TrainedModel(version.version, version.uri, run.id, metrics)
@@ -147,41 +147,51 @@ def fitted(
     return Model(method, student, standardiser, mixture, info), cells
 
 
-def find_annotated(labels: str) -> list[Case]:
-    """The annotated scans of a manifest. Errors: WrongArgument where it holds none, or one without a truth."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Annotated:
+    """The cells of some scans whose tissue (n,) somebody drew."""
+
+    scans: list[str]
+    cells: CellTable
+    tissue: np.ndarray
+
+
+def read_annotated(labels: str, method: Config) -> Annotated:
+    """The annotated cells of a manifest's scans: known before anything is trained, so that nothing is trained in vain.
+
+    Errors: WrongArgument where it names a scan without a truth; UserError where one cannot be read, or too little of
+    them all is labelled.
+    """
     cases = find_cohort(labels)
     bare = [
         case.problem or f"{case.case_id} has no truth" for case in cases if case.problem or not case.truth
     ]
-    if bare or not cases:
-        said = "; ".join(bare[:3]) or "it holds no case"
+    if bare:
         raise WrongArgument(
-            f"--labels {labels}: {said}. Name an image and a label map, column truth, of each"
+            f"--labels {labels}: {'; '.join(bare[:3])}. Name an image and a label map, column truth, of each"
         )
-    return cases
-
-
-def corrected(model: Model, cases: list[Case]) -> Model:
-    """The model whose mixture was shown the annotated cells of these scans: mode `labelled`, and no other mode.
-
-    Errors: UserError where a scan cannot be read or labelled too little.
-    """
     parts = []
     for case in progress(cases, len(cases), "labels", unit="scan"):
         try:
-            loaded = read_case(case.row(), model.config.volume)
+            loaded = read_case(case.row(), method.volume)
             truth = read_truth(case.truth, loaded.volume)
-            parts.append(labelled_cells(loaded.volume, truth, model.config, loaded.lungs))
+            parts.append(labelled_cells(loaded.volume, truth, method, loaded.lungs))
         except (ValueError, OSError) as error:
             raise UserError(f"--labels, {case.case_id}: {error}") from error
-    tissue = np.concatenate([each for _, each in parts])
+    cells, tissue = CellTable.together([cells for cells, _ in parts]), np.concatenate([t for _, t in parts])
     try:
-        mixture = model.mixture.taught(CellTable.together([cells for cells, _ in parts]), tissue)
+        correctable(cells, tissue)
     except ValueError as error:
         raise UserError(f"--labels: {error}") from error
+    return Annotated([case.case_id for case in cases], cells, tissue)
+
+
+def corrected(model: Model, annotated: Annotated) -> Model:
+    """The model whose mixture was shown the annotated cells; its mode is `labelled`."""
+    mixture = model.mixture.taught(annotated.cells, annotated.tissue)
     config = replace(model.config, mixture=replace(model.config.mixture, mode=LABELLED))
-    counts = {t.key: int((tissue == t).sum()) for t in TISSUES}
-    info = model.info | {"labels": {"scans": [case.case_id for case in cases], "cells": counts}}
+    counts = {t.key: int((annotated.tissue == t).sum()) for t in TISSUES}
+    info = model.info | {"labels": {"scans": annotated.scans, "cells": counts}}
     return replace(model, config=config, mixture=replace(mixture, config=config.mixture), info=info)
 
 

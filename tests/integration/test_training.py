@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import nibabel as nib
+import numpy as np
 import pytest
 import ray
 import ray.train
@@ -27,7 +29,7 @@ from diffseglung.student import Student, StudentConfig
 from diffseglung.teacher import TEACHER
 from diffseglung_ray import fitting, training
 from diffseglung_ray.cluster import Workers, train_workers
-from diffseglung_ray.config import RunConfig, WrongArgument, load_config
+from diffseglung_ray.config import RunConfig, UserError, WrongArgument, load_config
 from diffseglung_ray.tracking import Run, fetch_model, start_run
 from diffseglung_ray.training import TrainedModel, check_sizes, train
 from diffseglung_ray.training_process import COLUMNS, MEMORY_BYTES, fit_to, in_memory
@@ -135,6 +137,13 @@ def test_labels_without_a_truth_are_refused(
     bare = tmp_path / "bare.csv"
     bare.write_text(f"case_id,image\na,{cohort.parent}/images/phantom-0000.nii.gz\n")
     with pytest.raises(WrongArgument, match=r"--labels .*a has no truth"):
+        train(SMOKE, workspace, labels=str(bare))
+    image = nib.load(cohort.parent / "truth" / "phantom-0000.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros(image.shape, np.uint8), image.affine), tmp_path / "empty.nii.gz")
+    bare.write_text(
+        f"case_id,image,truth\na,{cohort.parent}/images/phantom-0000.nii.gz,{tmp_path}/empty.nii.gz\n"
+    )
+    with pytest.raises(UserError, match=r"--labels: .*fewer than two tissues"):
         train(SMOKE, workspace, labels=str(bare))
     with pytest.raises(WrongArgument, match="needs annotated scans"):
         train(load_config("smoke", None, ["mixture.mode=labelled"]), workspace)
