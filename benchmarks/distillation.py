@@ -103,9 +103,11 @@ class Cohorts:
     """The phantoms to learn from and the unseen ones; what is worked out of them is kept in `place`."""
 
     def __init__(self, place: Path, config: Config) -> None:
-        # Of the settings, those on which looks and patches depend.
-        student = replace(config.student, input_skip=False)
-        plain = replace(recipe("demo"), student=student, patches=config.patches)
+        # Of the settings, those on which patches depend, and looks.
+        base = recipe("demo")
+        plain = replace(base, student=replace(config.student, input_skip=False), patches=config.patches)
+        same_window = replace(config.patches, local_window_vox=base.patches.local_window_vox)
+        looked = replace(plain, patches=same_window)
         memory = Memory(place / "kept", verbose=0)
         look_once, cut_once = memory.cache(look), memory.cache(cut_patches)
         self.seen: dict[str, list[Seen]] = {}
@@ -118,7 +120,7 @@ class Cohorts:
             images, truths = (
                 [str(folder / kind / f"{i}.nii.gz") for i in files] for kind in ("images", "truth")
             )
-            self.seen[name] = [look_once(*each, plain) for each in zip(files, images, truths, strict=True)]
+            self.seen[name] = [look_once(*each, looked) for each in zip(files, images, truths, strict=True)]
             self.patches[name] = [cut_once(i, image, plain) for i, image in zip(files, images, strict=True)]
 
 
