@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
+from diffseglung.anatomy.morphology import dilate, erode
 from diffseglung.patches import PatchConfig, Scan, cell_share
 from diffseglung.teacher import TeacherConfig, describe_windows, window_evidence
 
@@ -27,7 +28,8 @@ class Cells:
 
 def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
     """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only."""
-    window, cell, lungs = patches.window_vox, patches.cell_vox, core(scan.lungs)
+    window, cell = patches.window_vox, patches.cell_vox
+    lungs = core(scan.lungs, patches.spacing_mm, patches.thick_mm)
     evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
     wall = ndimage.binary_dilation(scan.airways)
@@ -40,7 +42,15 @@ def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> 
     )
 
 
-def core(lungs: np.ndarray) -> np.ndarray:
-    """The lungs without their outermost voxel, which is half chest wall and would pass for disease."""
+def core(lungs: np.ndarray, spacing_mm: tuple[float, float, float], thick_mm: float) -> np.ndarray:
+    """The lungs' voxels that are judged by their density; bool (z, y, x).
+
+    Not the outermost one, which is half chest wall and would pass for disease, and not what is nowhere `thick_mm`
+    thick: the wedge between heart and ribs is so narrow that all of it is half something else. What surrounds them says
+    what they are.
+    """
     inner = ndimage.binary_erosion(lungs)
-    return inner if inner.any() else lungs
+    if not inner.any():
+        return lungs
+    deep = erode(lungs, thick_mm / 2, spacing_mm)
+    return inner & dilate(deep, thick_mm / 2, spacing_mm) if deep.any() else inner

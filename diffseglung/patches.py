@@ -29,6 +29,7 @@ class PatchConfig:
         16,
         16,
     )  # what the teacher sees around a bottleneck position
+    thick_mm: float = 12.0  # lung that is nowhere so thick is no evidence, see `cells.core`
     per_case: int = 48
     min_lung: float = 0.4
     overlap: float = 0.5
@@ -39,6 +40,8 @@ class PatchConfig:
             raise ValueError(f"patches.min_lung {self.min_lung} must be a share above 0 and at most 1")
         if not 0 <= self.overlap < 1:
             raise ValueError(f"patches.overlap {self.overlap} must be at least 0 and below 1")
+        if self.thick_mm < 0:
+            raise ValueError(f"patches.thick_mm {self.thick_mm} must not be below 0")
         if min(self.spacing_mm) <= 0 or min(self.size_vox) < 1 or self.per_case < 1:
             raise ValueError("patches.spacing_mm, patches.size_vox and patches.per_case must be above 0")
 

@@ -96,7 +96,9 @@ def test_regridding_is_linear_between_cell_centres():
     assert fine[0, :, 0, 0] == pytest.approx([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3])
 
 
-@pytest.mark.parametrize("bad", [{"min_lung": 0.0}, {"overlap": 1.0}, {"spacing_mm": (0.0, 2.0, 2.0)}])
+@pytest.mark.parametrize(
+    "bad", [{"min_lung": 0.0}, {"overlap": 1.0}, {"thick_mm": -1.0}, {"spacing_mm": (0.0, 2.0, 2.0)}]
+)
 def test_settings_without_meaning_are_refused(bad):
     with pytest.raises(ValueError, match="patches"):
         PatchConfig(**bad)

@@ -1,0 +1,289 @@
+"""Where does a U-Net end that is taught by the chain's own confident voxels, pretrained by distillation and not?
+
+The phantoms of `accuracy.py` and what it keeps in `--place`. The chain labels the training scans; the student's own
+U-Net, with six tissues for an answer, learns the voxels of which the chain is sure, and the validation scans are
+scored as it goes: the chain beside the U-Net's posteriors as they are, both together (the root of their product) and
+both fused, in the chain's place. Scores and weights are kept, so that a run may be stopped.
+"""
+
+import argparse
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from chain import Seen, dice
+from looked import SPLITS, Bench, say
+from monai.inferers import sliding_window_inference
+from record import record
+from torch import nn
+from torch.nn import functional as F
+from ways import Lessons, observed
+
+from diffseglung.config import Config, recipe
+from diffseglung.grid import resample_labels
+from diffseglung.labels import DISEASES, TISSUES
+from diffseglung.model import Model
+from diffseglung.patches import Scan
+from diffseglung.refine import RefineConfig
+from diffseglung.schedule import to_unit
+from diffseglung.segment import decide
+from diffseglung.student import Student, fold, unfold
+
+QUESTION = "Where does a U-Net end that is taught by the chain's own confident voxels, pretrained and not?"
+PATCH_VOX, PATCHES = (32, 48, 48), 2  # of 2 mm: 64 x 96 x 96 mm, as many voxels a step as in distillation
+SURE = 0.8  # the least posterior of a voxel that is taught
+RARE = 0.75  # share of patches around a disease, each as likely as the others
+LR, LR_WARMUP, CLIP, EMA = 1e-3, 50, 1.0, 0.99
+SHIFT_HU, NOISE_HU = 15.0, 15.0  # standard deviations, drawn for each patch
+CHAIN, ALONE, BOTH = "chain", "U-Net alone", "chain and U-Net"
+STARTS = ("pretrained", "from scratch", "from scratch, taught the truth")
+
+
+class Segmenter(nn.Module):
+    """The student's U-Net with tissues (b, 6, z, y, x), as logits, for its answer."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        self.fold = student.config.fold
+        self.unet = copy.deepcopy(student.unet).requires_grad_(True)
+        width, cube = student.config.channels[0], self.fold**3
+        self.unet.out[-1] = nn.Conv3d(width, len(TISSUES) * cube, 3, padding=1)
+
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        """`seen` (b, 2, z, y, x): CT in [-1, 1] and lungs."""
+        t = torch.zeros(len(seen), dtype=torch.long)
+        answer = self.unet.decode(*self.unet.encode(fold(seen, self.fold), t))
+        return unfold(answer, self.fold).unflatten(1, (len(TISSUES), -1)).squeeze(2)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lesson:
+    """A scan and what is taught of it: tissue uint8 (z, y, x), 0 where nothing is; some voxels of each tissue."""
+
+    scan: Scan
+    tissue: np.ndarray
+    places: dict[int, np.ndarray]
+
+    @classmethod
+    def of(cls, scan: Scan, tissue: np.ndarray, rng: np.random.Generator) -> "Lesson":
+        """With up to 20,000 places of each tissue."""
+        where = {int(t): np.flatnonzero(tissue == t) for t in TISSUES}
+        return cls(scan, tissue, {t: rng.permutation(w)[:20_000] for t, w in where.items() if len(w)})
+
+
+def sure_of(seen: Seen, model: Model) -> np.ndarray:
+    """The tissue of each voxel of the lung box of which the chain is sure, 0 of others."""
+    found = decide(observed(seen), model)
+    sure = found.posteriors.max(axis=0) >= SURE
+    return np.where(sure & found.scan.lungs, found.posteriors.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+
+def truth_of(seen: Seen) -> np.ndarray:
+    """The true tissue of each voxel of the lung box."""
+    return resample_labels(seen.truth, seen.volume.grid, seen.scan.grid) * seen.scan.lungs
+
+
+def batches(lessons: list[Lesson], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What is seen (b, 2, z, y, x) and what is taught (b, z, y, x), 0 to 5 and -1 where nothing is."""
+    rng = np.random.default_rng(seed)
+    while True:
+        seen, taught = [], []
+        for lesson in (lessons[i] for i in rng.integers(len(lessons), size=PATCHES)):
+            diseases = [t for t in lesson.places if t in DISEASES]
+            rare = diseases and rng.random() < RARE
+            place = rng.choice(lesson.places[int(rng.choice(diseases)) if rare else 1])
+            centre = np.array(np.unravel_index(place, lesson.tissue.shape))
+            window = patch_around(centre + rng.integers(-8, 9, 3), lesson.tissue.shape)
+            hu = lesson.scan.hu[window] + rng.normal(0, SHIFT_HU)
+            hu = hu + rng.normal(0, abs(rng.normal(0, NOISE_HU)), hu.shape)
+            parts = [
+                to_unit(torch.from_numpy(hu).float()),
+                torch.from_numpy(lesson.scan.lungs[window]).float(),
+            ]
+            each, tissue = torch.stack(parts), torch.from_numpy(lesson.tissue[window].astype(np.int64)) - 1
+            turned = [axis for axis in range(3) if rng.random() < 0.5]
+            short = [n - m for n, m in zip(PATCH_VOX, tissue.shape, strict=True)]
+            pad = [width for n in reversed(short) for width in (0, n)]
+            seen.append(F.pad(each.flip([axis + 1 for axis in turned]), pad, value=-1.0))
+            taught.append(F.pad(tissue.flip(turned), pad, value=-1))
+        yield torch.stack(seen), torch.stack(taught)
+
+
+def patch_around(centre: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The patch inside the scan, smaller where the scan is."""
+    starts = [
+        int(np.clip(c - n // 2, 0, max(m - n, 0))) for c, n, m in zip(centre, PATCH_VOX, shape, strict=True)
+    ]
+    return tuple(slice(s, min(s + n, m)) for s, n, m in zip(starts, PATCH_VOX, shape, strict=True))
+
+
+def learn(
+    network: Segmenter, lessons: list[Lesson], steps: int, seed: int
+) -> Iterator[tuple[int, Segmenter]]:
+    """Cross-entropy, each tissue by the root of how rare it is; yields (step, its moving average)."""
+    count = np.array([sum((one.tissue == t).sum() for one in lessons) for t in TISSUES], float)
+    weight = torch.from_numpy(np.sqrt(count.sum() / np.maximum(count, 1))).float()
+    slow = copy.deepcopy(network).eval().requires_grad_(False)
+    optimiser = torch.optim.AdamW(network.parameters(), LR, fused=True)
+    heard = 0.0
+    for step, (seen, taught) in enumerate(batches(lessons, seed), 1):
+        rate = min(1.0, step / LR_WARMUP) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / steps)))
+        for group in optimiser.param_groups:
+            group["lr"] = LR * max(rate, 0.02)
+        optimiser.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(network(seen), taught, weight, ignore_index=-1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+        optimiser.step()
+        decay = min(EMA, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, now in zip(slow.parameters(), network.parameters(), strict=True):
+                mean.lerp_(now, 1 - decay)
+        heard += float(loss.detach())
+        if step % 25 == 0:
+            say(step, round(heard / 25, 3))
+            heard = 0.0
+        yield step, slow
+        if step == steps:
+            return
+
+
+@torch.no_grad()
+def posteriors_of(network: Segmenter, scan: Scan) -> np.ndarray:
+    """Posterior (6, z, y, x) of each voxel of the lung box, 0 outside the lungs."""
+    seen = torch.stack([to_unit(torch.from_numpy(scan.hu)), torch.from_numpy(scan.lungs).float()])[None]
+    logits = sliding_window_inference(seen, PATCH_VOX, 2, network, overlap=0.25, mode="gaussian")
+    return F.softmax(logits[0], dim=0).numpy() * scan.lungs
+
+
+def scored(bench: Bench, model: Model, network: Segmenter) -> dict[str, list[list[float]]]:
+    """Dice of each tissue in each validation scan: of the U-Net alone and of both."""
+    as_is = replace(model, config=replace(model.config, refine=OFF))
+    found: dict[str, list[list[float]]] = {ALONE: [], BOTH: [], f"{BOTH}, fused": []}
+    for case_id in bench.cases("validation"):
+        seen = bench.seen("validation", case_id)
+        alone = posteriors_of(network, seen.scan)
+        both = together(alone, decide(observed(seen), model).posteriors)
+        for name, judge, posteriors in (
+            (ALONE, as_is, alone),
+            (BOTH, as_is, both),
+            (f"{BOTH}, fused", model, both),
+        ):
+            labels = decide(observed(seen), judge, posteriors=posteriors).labels
+            found[name].append(dice(seen.truth, labels))
+    return found
+
+
+OFF = RefineConfig(iterations=0, hu_power=0.0, speck_ml=0.0)
+
+
+def together(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The root of two posteriors' product, summing to one where both know something."""
+    product = np.sqrt(a * b)
+    total = product.sum(axis=0)
+    return np.divide(product, total, out=product, where=total > 0)
+
+
+def diseases(rows: list[list[float]]) -> np.ndarray:
+    """Dice of each disease, over the scans that have it."""
+    return np.nanmean(np.array(rows)[:, 1:], axis=0)
+
+
+def measure(bench: Bench, start: str, marks: list[int], pretrained: Path | None, folder: Path) -> None:
+    """Train from one start and leave the scores at each mark."""
+    model = Lessons(bench, 0).learned(bench.config)[1]
+    torch.manual_seed(0)
+    student = Student(bench.config.student)
+    if start == "pretrained":
+        if pretrained is None:
+            raise SystemExit("--student MODEL is needed for the pretrained start")
+        student = Model.load(pretrained).student
+    rng, taught = np.random.default_rng(0), []
+    for case_id in bench.cases("train"):
+        seen = bench.seen("train", case_id)
+        tissue = truth_of(seen) if start.endswith("truth") else sure_of(seen, model)
+        taught.append(Lesson.of(seen.scan, tissue, rng))
+    network = Segmenter(student)
+    for step, slow in learn(network, taught, marks[-1], seed=0):
+        if step in marks:
+            path = result_file(folder, start, step, marks[-1])
+            torch.save(slow.state_dict(), path.with_suffix(".pt"))
+            path.write_text(json.dumps(scored(bench, model, slow)))
+            for name, rows in json.loads(path.read_text()).items():
+                say(start, step, name, np.round(diseases(rows), 3), round(float(diseases(rows).mean()), 3))
+
+
+def result_file(folder: Path, start: str, step: int, steps: int) -> Path:
+    """Where the scores at one step of so many lie."""
+    return folder / f"{start}-{step}-of-{steps}.json"
+
+
+def chain_scores(bench: Bench, folder: Path) -> list[list[float]]:
+    """Of the chain itself, kept."""
+    path = folder / f"{CHAIN}.json"
+    if not path.exists():
+        model = Lessons(bench, 0).learned(bench.config)[1]
+        seen = (bench.seen("validation", case_id) for case_id in bench.cases("validation"))
+        path.write_text(json.dumps([dice(one.truth, decide(observed(one), model).labels) for one in seen]))
+    return json.loads(path.read_text())
+
+
+def table(bench: Bench, marks: list[int], folder: Path) -> str:
+    """A row a start and step."""
+    head = ["start", "steps", "labels by", "mean of diseases", *(t.title for t in DISEASES)]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+
+    def row(start: str, step: str, name: str, rows: list[list[float]]) -> None:
+        each = diseases(rows)
+        cells = [start, step, name, f"{each.mean():.3f}", *(f"{d:.2f}" for d in each)]
+        lines.append("| " + " | ".join(cells) + " |")
+
+    row("", "", CHAIN, chain_scores(bench, folder))
+    for start in STARTS:
+        for step in marks:
+            path = result_file(folder, start, step, marks[-1])
+            if path.exists():
+                for name, rows in json.loads(path.read_text()).items():
+                    row(start, str(step), name, rows)
+    said = (
+        f"{bench.counts['train']} training phantoms (seed {SPLITS['train'][1]}), {bench.counts['validation']} "
+        f"validation phantoms (seed {SPLITS['validation'][1]}), one seed of training. Taught: voxels with a posterior "
+        f"of at least {SURE:g} after fusion; {PATCHES} patches of {' x '.join(map(str, PATCH_VOX))} voxels of 2 mm a "
+        "step. Together: the root of the product of both posteriors. 'Taught the truth' is not label-free: what this "
+        "network could learn."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def main() -> None:
+    """Train what is not there yet and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--place", type=Path, default=Path("demo/accuracy"), help="what is kept between runs")
+    parser.add_argument(
+        "--student", type=Path, metavar="MODEL", help="whose U-Net the pretrained one starts from"
+    )
+    parser.add_argument(
+        "--marks", type=int, nargs="+", default=[500, 1000, 2000], help="steps at which to score"
+    )
+    parser.add_argument("--starts", default=";".join(STARTS), help="separated by ;")
+    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    config: Config = recipe("demo")
+    bench, folder = Bench(args.place, config), args.place / "segmenter"
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in [] if args.table else args.starts.split(";"):
+        if not result_file(folder, start, args.marks[-1], args.marks[-1]).exists():
+            say("==", start)
+            measure(bench, start, args.marks, args.student, folder)
+    record(QUESTION, table(bench, args.marks, folder))
+
+
+if __name__ == "__main__":
+    main()
