@@ -29,7 +29,7 @@ class Cells:
 def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
     """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only."""
     window, cell = patches.window_vox, patches.cell_vox
-    lungs = core(scan.lungs, patches.spacing_mm, patches.thick_mm)
+    lungs = core(scan.lungs, patches)
     evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
     wall = ndimage.binary_dilation(scan.airways)
@@ -42,7 +42,7 @@ def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> 
     )
 
 
-def core(lungs: np.ndarray, spacing_mm: tuple[float, float, float], thick_mm: float) -> np.ndarray:
+def core(lungs: np.ndarray, patches: PatchConfig) -> np.ndarray:
     """The lungs' voxels that are judged by their density; bool (z, y, x).
 
     Not the outermost one, which is half chest wall and would pass for disease, and not what is nowhere `thick_mm`
@@ -52,5 +52,6 @@ def core(lungs: np.ndarray, spacing_mm: tuple[float, float, float], thick_mm: fl
     inner = ndimage.binary_erosion(lungs)
     if not inner.any():
         return lungs
-    deep = erode(lungs, thick_mm / 2, spacing_mm)
-    return inner & dilate(deep, thick_mm / 2, spacing_mm) if deep.any() else inner
+    radius_mm, spacing_mm = patches.thick_mm / 2, patches.spacing_mm
+    deep = erode(lungs, radius_mm, spacing_mm)
+    return inner & dilate(deep, radius_mm, spacing_mm) if deep.any() else inner

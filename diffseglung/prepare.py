@@ -46,7 +46,7 @@ def prepare_case(
     cells = describe_cells(scan, config.patches, config.teacher)
     local = describe_windows(
         scan.hu,
-        core(scan.lungs),
+        core(scan.lungs, config.patches),
         config.teacher,
         size_vox=config.patches.local_window_vox,
         step_vox=(stride,) * 3,
