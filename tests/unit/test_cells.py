@@ -55,6 +55,4 @@ def test_a_wedge_too_narrow_to_be_judged_is_left_out_and_the_lung_beside_it_stay
     assert not judged[:, 26:].any()
     assert judged[3:21, 4:20, 4:36].mean() > 0.97  # all but edges that a ball cannot reach
     assert core(lungs, PatchConfig(thick_mm=0))[10, 30, 5]
-    assert core(
-        lungs, (1.0, 1.0, 1.0), thick_mm=60
-    ).any()  # lungs of a mouse: nothing is thick, all is judged
+    assert core(lungs, PatchConfig(thick_mm=120)).any()  # lungs of a mouse: nothing is thick, all is judged
