@@ -19,7 +19,7 @@ import torch
 import ways
 from ceilings import ceiling_ways
 from chain import Seen
-from looked import LOOKED_BY, SPLITS, VARIANTS, Bench, key_of, say, source
+from looked import LABELLED_BY, LOOKED_BY, SPLITS, VARIANTS, Bench, key_of, say, source
 from record import record
 from ways import OURS, RULE, Labeller, Lessons, Way, baseline_ways, physics_ways, student_ways
 
@@ -40,18 +40,6 @@ from diffseglung.refine import lung_box
 QUESTION = "Which label-free way is right, and what does each part of ours earn?"
 SLICE_MM = 10.0  # one axial slice in so many is scored by itself
 AGREED = ("HU thresholds + enclosure", RULE, OURS)  # whose volumes are shown
-# What a score depends on beyond a look, so that a change of anything else costs nothing.
-LABELLED_BY = (
-    "baselines.py",
-    "features.py",
-    "mixture.py",
-    "refine.py",
-    "segment.py",
-    "student.py",
-    "tissue.py",
-    "unet.py",
-)
-
 Row = dict[str, str | float | int]
 
 

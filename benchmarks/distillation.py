@@ -1,8 +1,9 @@
 """Does distillation help: what does the bottleneck hold with and without the teacher, and what does the score gain?
 
 Every way is trained `--seeds` times on ten digital patients, as jobs/train.py would, and asked about eight unseen
-ones. Truth is used for measuring alone. Each (way, seed) is a process of its own that leaves one JSON file in `--out`;
-what is there is not done again, so that a run may be stopped, and `--table` writes the table from what there is.
+ones. Truth is used for measuring alone. Each (way, seed) is a process of its own that leaves its student and one JSON
+file in `--out`; what is there is not done again, so that a run may be stopped, and `--table` writes the table from what
+there is. A student that is there is asked anew, not trained anew, once the method that asks it has changed.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import pyarrow as pa
 import torch
 from chain import Columns, Seen, cut_patches, dice, look, together, train
 from joblib import Memory
+from looked import DRAWN_BY, LABELLED_BY, LOOKED_BY, source
 from record import commit, record
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -52,6 +54,9 @@ PROBE_CELLS = 1500  # of each tissue that a probe learns from
 RETRIEVAL_STEP, RETRIEVAL_ROUNDS = 10, 16
 NETWORKLESS = "no network"
 MAIN = ("off", "local")
+DEFAULT, FEATURES_IN = "anchored", "anchored_distilled"
+# A result of another source is measured anew, with the student that was kept.
+ASKED_BY = source(*DRAWN_BY, *LOOKED_BY, *LABELLED_BY)
 
 Numbers = dict[str, float]
 
@@ -202,15 +207,20 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     cohorts = Cohorts(place, config)
     patches = together(cohorts.patches["train"])
     found: Numbers = {}
-    modes = ["anchored_distilled", "published"]
-    students = place / "students"
-    taught = students / f"local-{seed}"  # what the way with two levels reads, too
+    modes = [DEFAULT, FEATURES_IN, "published"]
+    students, before = place / "students", result_file(place, way, seed)
+    # The way with two levels reads what the local one was taught.
+    taught = students / f"{'local' if config.features.levels > 1 else way}-{seed}"
     if way == NETWORKLESS:
         student, standardiser = Student(config.student).eval(), Standardiser.fit(patches["teacher_local"])
-        modes = ["anchored", "rule"]  # which do not look at the features
-    elif config.features.levels > 1 and taught.exists():
+        modes = [DEFAULT, "rule"]  # which do not look at the features
+    elif taught.exists():
         kept = Model.load(taught)
         student, standardiser = kept.student, kept.standardiser
+        if before.exists():  # of its training, which is not done again
+            found = {
+                k: v for k, v in json.loads(before.read_text())["numbers"].items() if k.startswith("unseen_")
+            }
     else:
         run, standardiser = train(config, patches)
         found |= retrieval(run, cohorts.patches["test"])
@@ -253,7 +263,8 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     found |= {f"dice/{mode}": diseases(rows) for mode, rows in scores.items()}
     counts = {t.key: int((tissue["test"] == t).sum()) for t in TISSUES}
     cpu = resource.getrusage(resource.RUSAGE_SELF)
-    made = {"commit": commit(), "steps": steps, "cpu_s": cpu.ru_utime + cpu.ru_stime, "unseen_cells": counts}
+    made = {"commit": commit(), "source": ASKED_BY, "steps": steps, "cpu_s": cpu.ru_utime + cpu.ru_stime}
+    made |= {"unseen_cells": counts}
     return {"way": way, "seed": seed, **made, "numbers": found, "dice": scores}
 
 
@@ -268,12 +279,12 @@ def result_file(place: Path, way: str, seed: int) -> Path:
 
 
 def results(place: Path, steps: int, seeds: int) -> Iterator[dict]:
-    """What has been measured with so many steps."""
+    """What has been measured with so many steps and the method as it is."""
     for way, seed in product(ways(steps), range(seeds)):
         path = result_file(place, way, seed)
         if path.exists():
             found = json.loads(path.read_text())
-            if found["steps"] == steps:
+            if found["steps"] == steps and found.get("source") == ASKED_BY:
                 yield found
 
 
@@ -294,6 +305,7 @@ def table(done: list[dict], steps: int) -> str:
         *titles.values(),
         "MLP: added to physics",
         "Dice, features in",
+        "added to the default",
         "Dice, published",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -301,11 +313,16 @@ def table(done: list[dict], steps: int) -> str:
         mine = {seed: found for (name, seed), found in numbers.items() if name == way}
         if not mine:
             continue
-        keys = [*titles, "dice/anchored_distilled", "dice/published"]
+        keys = [*titles, f"dice/{FEATURES_IN}", "dice/published"]
         cells = [spread([one[key] for one in mine.values() if key in one]) for key in keys]
         base = {s: numbers[NETWORKLESS, s]["beside/mlp"] for s in mine if (NETWORKLESS, s) in numbers}
-        added = [mine[s]["beside/mlp"] - base[s] for s in base] if way != NETWORKLESS else []
-        cells.insert(len(titles), spread(added, signed=True))
+        with_network = way != NETWORKLESS
+        read = [mine[s]["beside/mlp"] - base[s] for s in base if with_network]
+        gained = [
+            one[f"dice/{FEATURES_IN}"] - one[f"dice/{DEFAULT}"] for one in mine.values() if with_network
+        ]
+        cells.insert(len(titles), spread(read, signed=True))
+        cells.insert(len(titles) + 2, spread(gained, signed=True))
         lines.append("| " + " | ".join([way, str(len(mine)), *cells]) + " |")
     default = [one for (way, _), one in numbers.items() if way == NETWORKLESS]
     said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(steps).items())
@@ -321,9 +338,9 @@ def table(done: list[dict], steps: int) -> str:
         "of the five diseases on unseen scans, label-free.",
     ]
     if default:
-        means = {m: spread([one[f"dice/{m}"] for one in default]) for m in ("anchored", "rule")}
+        means = {m: spread([one[f"dice/{m}"] for one in default]) for m in (DEFAULT, "rule")}
         lines.append(
-            f"Dice without features: {means['anchored']} (default), {means['rule']} (prototypes alone)."
+            f"Dice without features: {means[DEFAULT]} (default), {means['rule']} (prototypes alone)."
         )
     lines += ["", f"CPU-seconds a process: {spread([one['cpu_s'] for one in done], digits=0)}."]
     return "\n".join(lines)

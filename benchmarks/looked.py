@@ -34,6 +34,17 @@ DRAWN_BY = tuple(
     f"phantom/{name}.py" for name in ("chest", "cohort", "fields", "lesions", "make", "scanner", "trees")
 )
 LOOKED_BY = ("anatomy", "teacher", "cavity.py", "cells.py", "grid.py", "patches.py", "volume.py")
+# What a score depends on beyond a look, so that a change of anything else costs nothing.
+LABELLED_BY = (
+    "baselines.py",
+    "features.py",
+    "mixture.py",
+    "refine.py",
+    "segment.py",
+    "student.py",
+    "tissue.py",
+    "unet.py",
+)
 VARIANTS = {"local": "local", "global": "global", "undistilled": "none"}
 
 
