@@ -39,6 +39,7 @@ SURE = 0.8  # the least posterior of a voxel that is taught
 RARE = 0.75  # share of patches around a disease, each as likely as the others
 LR, LR_WARMUP, CLIP, EMA = 1e-3, 50, 1.0, 0.99
 SHIFT_HU, NOISE_HU = 15.0, 15.0  # standard deviations, drawn for each patch
+OFF = RefineConfig(iterations=0, hu_power=0.0, speck_ml=0.0)
 CHAIN, ALONE, BOTH = "chain", "U-Net alone", "chain and U-Net"
 STARTS = ("pretrained", "from scratch", "from scratch, taught the truth")
 
@@ -178,9 +179,6 @@ def scored(bench: Bench, model: Model, network: Segmenter) -> dict[str, list[lis
     return found
 
 
-OFF = RefineConfig(iterations=0, hu_power=0.0, speck_ml=0.0)
-
-
 def together(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The root of two posteriors' product, summing to one where both know something."""
     product = np.sqrt(a * b)
@@ -193,14 +191,14 @@ def diseases(rows: list[list[float]]) -> np.ndarray:
     return np.nanmean(np.array(rows)[:, 1:], axis=0)
 
 
-def measure(bench: Bench, start: str, marks: list[int], pretrained: Path | None, folder: Path) -> None:
+def measure(bench: Bench, start: str, marks: list[int], pretrained: Path, folder: Path) -> None:
     """Train from one start and leave the scores at each mark."""
     model = Lessons(bench, 0).learned(bench.config)[1]
     torch.manual_seed(0)
     student = Student(bench.config.student)
     if start == "pretrained":
-        if pretrained is None:
-            raise SystemExit("--student MODEL is needed for the pretrained start")
+        if not (pretrained / "model.json").exists():
+            raise SystemExit(f"--student {pretrained}: no model is there; accuracy.py leaves one")
         student = Model.load(pretrained).student
     rng, taught = np.random.default_rng(0), []
     for case_id in bench.cases("train"):
@@ -266,7 +264,11 @@ def main() -> None:
     )
     parser.add_argument("--place", type=Path, default=Path("demo/accuracy"), help="what is kept between runs")
     parser.add_argument(
-        "--student", type=Path, metavar="MODEL", help="whose U-Net the pretrained one starts from"
+        "--student",
+        type=Path,
+        default=Path("demo/accuracy/students/local-0"),
+        metavar="MODEL",
+        help="whose U-Net the pretrained one starts from (that of accuracy.py)",
     )
     parser.add_argument(
         "--marks", type=int, nargs="+", default=[500, 1000, 2000], help="steps at which to score"
