@@ -109,3 +109,8 @@ def dice(truth: np.ndarray, labels: np.ndarray) -> list[float]:
         both, size = (there & called).sum(), there.sum()
         found.append(float(2 * both / (size + called.sum())) if size else float("nan"))
     return found
+
+
+def diseases(rows: list[list[float]]) -> np.ndarray:
+    """Of each disease, the mean of `dice` over the scans that have it: the product's ruler, before its own mean."""
+    return np.nanmean(np.array(rows)[:, 1:], axis=0)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from chain import Columns, Seen, cut_patches, dice, look, together, train
+from chain import Columns, Seen, cut_patches, dice, diseases, look, together, train
 from joblib import Memory
 from looked import DRAWN_BY, LABELLED_BY, LOOKED_BY, source
 from record import commit, record
@@ -260,17 +260,12 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     for one, f in zip(cohorts.seen["test"], seen["test"], strict=True):
         for mode in modes:
             scores[mode].append(dice(one.truth, decide(one.with_features(f), model, mode).labels))
-    found |= {f"dice/{mode}": diseases(rows) for mode, rows in scores.items()}
+    found |= {f"dice/{mode}": float(diseases(rows).mean()) for mode, rows in scores.items()}
     counts = {t.key: int((tissue["test"] == t).sum()) for t in TISSUES}
     cpu = resource.getrusage(resource.RUSAGE_SELF)
     made = {"commit": commit(), "source": ASKED_BY, "steps": steps, "cpu_s": cpu.ru_utime + cpu.ru_stime}
     made |= {"unseen_cells": counts}
     return {"way": way, "seed": seed, **made, "numbers": found, "dice": scores}
-
-
-def diseases(rows: list[list[float]]) -> float:
-    """The product's ruler: the mean over the five diseases of each one's mean over the scans that have it."""
-    return float(np.nanmean(np.array(rows)[:, 1:], axis=0).mean())
 
 
 def result_file(place: Path, way: str, seed: int) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chain import dice
+from chain import dice, diseases
 from looked import SPLITS, Bench, say
 from record import record
 from ways import Lessons, labelled, observed
@@ -35,7 +35,7 @@ def mean_dice(bench: Bench, label) -> list[float]:
     for case_id in bench.cases("validation"):
         seen = bench.seen("validation", case_id)
         rows.append(dice(seen.truth, label(seen)))
-    return np.nanmean(np.array(rows)[:, 1:], axis=0).tolist()
+    return diseases(rows).tolist()
 
 
 def measured(bench: Bench, lessons: Lessons, count: int, draw: int) -> list[float]:

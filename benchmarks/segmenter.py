@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chain import Seen, dice
+from chain import Seen, dice, diseases
 from looked import SPLITS, Bench, say
 from monai.inferers import sliding_window_inference
 from record import record
@@ -184,11 +184,6 @@ def together(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     product = np.sqrt(a * b)
     total = product.sum(axis=0)
     return np.divide(product, total, out=product, where=total > 0)
-
-
-def diseases(rows: list[list[float]]) -> np.ndarray:
-    """Dice of each disease, over the scans that have it."""
-    return np.nanmean(np.array(rows)[:, 1:], axis=0)
 
 
 def measure(bench: Bench, start: str, marks: list[int], pretrained: Path, folder: Path) -> None:
