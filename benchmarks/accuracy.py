@@ -40,6 +40,7 @@ from diffseglung.refine import lung_box
 QUESTION = "Which label-free way is right, and what does each part of ours earn?"
 SLICE_MM = 10.0  # one axial slice in so many is scored by itself
 AGREED = ("HU thresholds + enclosure", RULE, OURS)  # whose volumes are shown
+
 Row = dict[str, str | float | int]
 
 

@@ -208,19 +208,15 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     patches = together(cohorts.patches["train"])
     found: Numbers = {}
     modes = [DEFAULT, FEATURES_IN, "published"]
-    students, before = place / "students", result_file(place, way, seed)
+    students = place / "students"
     # The way with two levels reads what the local one was taught.
     taught = students / f"{'local' if config.features.levels > 1 else way}-{seed}"
     if way == NETWORKLESS:
         student, standardiser = Student(config.student).eval(), Standardiser.fit(patches["teacher_local"])
         modes = [DEFAULT, "rule"]  # which do not look at the features
-    elif taught.exists():
-        kept = Model.load(taught)
+    elif kept := kept_model(taught, steps):
         student, standardiser = kept.student, kept.standardiser
-        if before.exists():  # of its training, which is not done again
-            found = {
-                k: v for k, v in json.loads(before.read_text())["numbers"].items() if k.startswith("unseen_")
-            }
+        found = of_training(result_file(place, way, seed), steps)
     else:
         run, standardiser = train(config, patches)
         found |= retrieval(run, cohorts.patches["test"])
@@ -266,6 +262,24 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     made = {"commit": commit(), "source": ASKED_BY, "steps": steps, "cpu_s": cpu.ru_utime + cpu.ru_stime}
     made |= {"unseen_cells": counts}
     return {"way": way, "seed": seed, **made, "numbers": found, "dice": scores}
+
+
+def kept_model(folder: Path, steps: int) -> Model | None:
+    """What an earlier run left that trained for as many steps."""
+    if not (folder / "model.json").exists():
+        return None
+    model = Model.load(folder)
+    return model if model.config.train.steps == steps else None
+
+
+def of_training(path: Path, steps: int) -> Numbers:
+    """What an earlier result of as many steps says of the training, which is not done again."""
+    before = json.loads(path.read_text()) if path.exists() else {"steps": None}
+    return (
+        {k: v for k, v in before["numbers"].items() if k.startswith("unseen_")}
+        if before["steps"] == steps
+        else {}
+    )
 
 
 def result_file(place: Path, way: str, seed: int) -> Path:

@@ -62,7 +62,7 @@ class Segmenter(nn.Module):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Lesson:
+class Taught:
     """A scan and what is taught of it: tissue uint8 (z, y, x), 0 where nothing is; some voxels of each tissue."""
 
     scan: Scan
@@ -70,7 +70,7 @@ class Lesson:
     places: dict[int, np.ndarray]
 
     @classmethod
-    def of(cls, scan: Scan, tissue: np.ndarray, rng: np.random.Generator) -> "Lesson":
+    def of(cls, scan: Scan, tissue: np.ndarray, rng: np.random.Generator) -> "Taught":
         """With up to 20,000 places of each tissue."""
         where = {int(t): np.flatnonzero(tissue == t) for t in TISSUES}
         return cls(scan, tissue, {t: rng.permutation(w)[:20_000] for t, w in where.items() if len(w)})
@@ -88,7 +88,7 @@ def truth_of(seen: Seen) -> np.ndarray:
     return resample_labels(seen.truth, seen.volume.grid, seen.scan.grid) * seen.scan.lungs
 
 
-def batches(lessons: list[Lesson], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def batches(lessons: list[Taught], seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """What is seen (b, 2, z, y, x) and what is taught (b, z, y, x), 0 to 5 and -1 where nothing is."""
     rng = np.random.default_rng(seed)
     while True:
@@ -123,7 +123,7 @@ def patch_around(centre: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...
 
 
 def learn(
-    network: Segmenter, lessons: list[Lesson], steps: int, seed: int
+    network: Segmenter, lessons: list[Taught], steps: int, seed: int
 ) -> Iterator[tuple[int, Segmenter]]:
     """Cross-entropy, each tissue by the root of how rare it is; yields (step, its moving average)."""
     count = np.array([sum((one.tissue == t).sum() for one in lessons) for t in TISSUES], float)
@@ -168,7 +168,7 @@ def scored(bench: Bench, model: Model, network: Segmenter) -> dict[str, list[lis
     for case_id in bench.cases("validation"):
         seen = bench.seen("validation", case_id)
         alone = posteriors_of(network, seen.scan)
-        both = together(alone, decide(observed(seen), model).posteriors)
+        both = joined(alone, decide(observed(seen), model).posteriors)
         for name, judge, posteriors in (
             (ALONE, as_is, alone),
             (BOTH, as_is, both),
@@ -179,7 +179,7 @@ def scored(bench: Bench, model: Model, network: Segmenter) -> dict[str, list[lis
     return found
 
 
-def together(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The root of two posteriors' product, summing to one where both know something."""
     product = np.sqrt(a * b)
     total = product.sum(axis=0)
@@ -199,7 +199,7 @@ def measure(bench: Bench, start: str, marks: list[int], pretrained: Path, folder
     for case_id in bench.cases("train"):
         seen = bench.seen("train", case_id)
         tissue = truth_of(seen) if start.endswith("truth") else sure_of(seen, model)
-        taught.append(Lesson.of(seen.scan, tissue, rng))
+        taught.append(Taught.of(seen.scan, tissue, rng))
     network = Segmenter(student)
     for step, slow in learn(network, taught, marks[-1], seed=0):
         if step in marks:
