@@ -274,12 +274,9 @@ def kept_model(folder: Path, steps: int) -> Model | None:
 
 def of_training(path: Path, steps: int) -> Numbers:
     """What an earlier result of as many steps says of the training, which is not done again."""
-    before = json.loads(path.read_text()) if path.exists() else {"steps": None}
-    return (
-        {k: v for k, v in before["numbers"].items() if k.startswith("unseen_")}
-        if before["steps"] == steps
-        else {}
-    )
+    before = json.loads(path.read_text()) if path.exists() else {}
+    numbers = before["numbers"] if before.get("steps") == steps else {}
+    return {name: value for name, value in numbers.items() if name.startswith("unseen_")}
 
 
 def result_file(place: Path, way: str, seed: int) -> Path:
