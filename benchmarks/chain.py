@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from diffseglung.anatomy import Anatomy, find_anatomy
 from diffseglung.cells import Cells, describe_cells
@@ -18,6 +19,8 @@ from diffseglung.segment import Observation, Stopwatch, enclosed_air, hilar_vess
 from diffseglung.teacher import Standardiser
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.training_process import COLUMNS, in_memory
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 Columns = dict[str, np.ndarray]
 
@@ -89,10 +92,10 @@ def together(parts: list[Columns]) -> Columns:
 
 
 def train(config: Config, patches: Columns, *, say_every: int = 20) -> tuple[Distillation, Standardiser]:
-    """The loop of jobs/train.py in this process."""
+    """The loop of jobs/train.py in this process, on its GPU where it has one."""
     column = patches["teacher" if config.train.variant == "global" else "teacher_local"]
     standardiser = Standardiser.fit(column)
-    run = Distillation(config.student, config.train, standardiser)
+    run = Distillation(config.student, config.train, standardiser, DEVICE)
     epoch_of = in_memory({name: patches[name] for name in COLUMNS}, config.train.micro_batch(1))
     batches = (batch for epoch in count() for batch in epoch_of(config.train.seed + epoch))
     for step, metrics in distill(run, batches):

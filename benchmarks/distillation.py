@@ -1,9 +1,10 @@
 """Does distillation help: what does the bottleneck hold with and without the teacher, and what does the score gain?
 
-Every way is trained `--seeds` times on ten digital patients, as jobs/train.py would, and asked about eight unseen
-ones. Truth is used for measuring alone. Each (way, seed) is a process of its own that leaves its student and one JSON
-file in `--out`; what is there is not done again, so that a run may be stopped, and `--table` writes the table from what
-there is. A student that is there is asked anew, not trained anew, once the method that asks it has changed.
+Every way is trained `--seeds` times on ten digital patients, as jobs/train.py would (on a GPU where there is one), and
+asked about eight unseen ones. Truth is used for measuring alone. Each (way, steps, seed) is a process of its own that
+leaves its student and one JSON file in `--out`; what is there is not done again, so that a run may be stopped, and
+`--table` writes the table from what there is. A student that is there is asked anew, not trained anew, once the method
+that asks it has changed.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -20,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from chain import Columns, Seen, cut_patches, dice, diseases, look, together, train
-from joblib import Memory
+from chain import DEVICE, Columns, Seen, cut_patches, dice, diseases, look, together, train
+from joblib import Memory, Parallel, delayed
 from looked import DRAWN_BY, LABELLED_BY, LOOKED_BY, source
 from record import commit, record
 from sklearn.base import clone
@@ -38,7 +40,7 @@ from diffseglung.labels import TISSUES
 from diffseglung.mixture import CellTable, fit_mixture, physics
 from diffseglung.model import Model
 from diffseglung.patches import Scan
-from diffseglung.phantom import write_cohort
+from diffseglung.phantom import write_case
 from diffseglung.schemas import cells_schema
 from diffseglung.segment import decide
 from diffseglung.student import Student
@@ -48,8 +50,7 @@ from diffseglung_ray.fitting import PATCHES_A_BATCH, CellSampler, as_schema
 from diffseglung_ray.training_process import COLUMNS
 
 QUESTION = "Does distillation help: bottleneck and scores with the teacher and without, over seeds?"
-TRAIN_CASES, TRAIN_SEED = 10, 1  # as `make demo`
-TEST_CASES, TEST_SEED = 8, 2
+COHORTS = {"train": (10, 1), "test": (8, 2)}  # how many patients, of which seed: as `make demo`
 PROBE_CELLS = 1500  # of each tissue that a probe learns from
 RETRIEVAL_STEP, RETRIEVAL_ROUNDS = 10, 16
 NETWORKLESS = "no network"
@@ -110,23 +111,48 @@ class Cohorts:
     def __init__(self, place: Path, config: Config) -> None:
         # Of the settings, those on which patches depend, and looks.
         base = recipe("demo")
-        plain = replace(base, student=replace(config.student, input_skip=False), patches=config.patches)
+        self.plain = replace(base, student=replace(config.student, input_skip=False), patches=config.patches)
         same_window = replace(config.patches, local_window_vox=base.patches.local_window_vox)
-        looked = replace(plain, patches=same_window)
-        memory = Memory(place / "kept", verbose=0)
-        look_once, cut_once = memory.cache(look), memory.cache(cut_patches)
-        self.seen: dict[str, list[Seen]] = {}
-        self.patches: dict[str, list[Columns]] = {}
-        for name, cases, seed in (("train", TRAIN_CASES, TRAIN_SEED), ("test", TEST_CASES, TEST_SEED)):
-            folder = place / name
-            if not (folder / "manifest.csv").exists():
-                write_cohort(folder, cases, seed)
-            files = [f"phantom-{index:04d}" for index in range(cases)]
-            images, truths = (
-                [str(folder / kind / f"{i}.nii.gz") for i in files] for kind in ("images", "truth")
-            )
-            self.seen[name] = [look_once(*each, looked) for each in zip(files, images, truths, strict=True)]
-            self.patches[name] = [cut_once(i, image, plain) for i, image in zip(files, images, strict=True)]
+        self.looked = replace(self.plain, patches=same_window)
+        self.place, memory = place, Memory(place / "kept", verbose=0)
+        self._look, self._cut = memory.cache(look), memory.cache(cut_patches)
+
+    def draw(self, name: str, index: int) -> None:
+        """One phantom, where it is not there yet."""
+        if not self.file(name, index, "truth").exists():
+            write_case(self.place / name, COHORTS[name][1], index)
+
+    def file(self, name: str, index: int, kind: str) -> Path:
+        """Of one phantom: its image or its truth."""
+        return self.place / name / kind / f"phantom-{index:04d}.nii.gz"
+
+    def look(self, name: str, index: int) -> Seen:
+        """What is seen of one phantom without a network."""
+        image, truth = (str(self.file(name, index, kind)) for kind in ("images", "truth"))
+        return self._look(f"phantom-{index:04d}", image, truth, self.looked)
+
+    def cut(self, name: str, index: int) -> Columns:
+        """The patches of one phantom."""
+        return self._cut(f"phantom-{index:04d}", str(self.file(name, index, "images")), self.plain)
+
+
+def all_cases() -> list[tuple[str, int]]:
+    """Every phantom of both cohorts."""
+    return [(name, index) for name, (count, _) in COHORTS.items() for index in range(count)]
+
+
+def work_out(place: Path, configs: list[Config], jobs: int) -> None:
+    """Draw the phantoms, look at them and cut their patches, so many at a time, before anyone asks for them."""
+
+    def done(what: Callable, *case: object) -> None:
+        what(*case)  # it is kept on disk: nothing has to come back
+
+    cohorts = [Cohorts(place, config) for config in configs]
+    workers = Parallel(n_jobs=jobs)
+    workers(delayed(done)(cohorts[0].draw, *case) for case in all_cases())
+    workers(
+        delayed(done)(what, *case) for one in cohorts for what in (one.look, one.cut) for case in all_cases()
+    )
 
 
 @torch.no_grad()
@@ -137,11 +163,12 @@ def retrieval(run: Distillation, unseen: list[Columns]) -> Numbers:
         rows = {name: torch.from_numpy(np.stack([one[name][turn] for one in unseen])) for name in COLUMNS}
         batch = prepare_batch(rows, run)
         generator = torch.Generator().manual_seed(turn)
-        draw = Draw(
+        drawn = (
             torch.randn(batch["clean"].shape, generator=generator),
             torch.full((len(unseen),), RETRIEVAL_STEP),
             torch.rand(len(unseen), int(batch["known"][0].numel()), generator=generator),
         )
+        draw = Draw(*(each.to(run.device) for each in drawn))
         found.append(distillation_loss(run.network, batch, draw, run, 1.0)[1])
     keys = ("retrieval", "distill_loss", "effective_rank", "noise_loss")
     return {f"unseen_{key}": float(np.mean([one[key] for one in found])) for key in keys}
@@ -205,32 +232,34 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     _, config = ways(steps)[way]
     config = replace(config, train=replace(config.train, seed=seed))
     cohorts = Cohorts(place, config)
-    patches = together(cohorts.patches["train"])
+    looks = {name: [cohorts.look(name, i) for i in range(count)] for name, (count, _) in COHORTS.items()}
+    patches = {name: [cohorts.cut(name, i) for i in range(count)] for name, (count, _) in COHORTS.items()}
     found: Numbers = {}
     modes = [DEFAULT, FEATURES_IN, "published"]
     students = place / "students"
     # The way with two levels reads what the local one was taught.
-    taught = students / f"{'local' if config.features.levels > 1 else way}-{seed}"
+    taught = students / f"{'local' if config.features.levels > 1 else way}-{steps}-{seed}"
     if way == NETWORKLESS:
-        student, standardiser = Student(config.student).eval(), Standardiser.fit(patches["teacher_local"])
+        student = Student(config.student).eval()
+        standardiser = Standardiser.fit(together(patches["train"])["teacher_local"])
         modes = [DEFAULT, "rule"]  # which do not look at the features
-    elif kept := kept_model(taught, steps):
-        student, standardiser = kept.student, kept.standardiser
-        found = of_training(result_file(place, way, seed), steps)
+    elif kept := kept_model(taught):
+        student, standardiser = kept.to(DEVICE).student, kept.standardiser
+        found = of_training(result_file(place, way, steps, seed))
     else:
-        run, standardiser = train(config, patches)
-        found |= retrieval(run, cohorts.patches["test"])
+        run, standardiser = train(config, together(patches["train"]))
+        found |= retrieval(run, patches["test"])
         student = run.ema.eval()
     student.requires_grad_(False)
     seen = {
         name: [features_of(student, one.scan, config, blind=way == NETWORKLESS) for one in scans]
-        for name, scans in cohorts.seen.items()
+        for name, scans in looks.items()
     }
 
     def both(of: Callable[[Seen, np.ndarray], np.ndarray]) -> Columns:
         return {
             name: np.concatenate([of(one, f) for one, f in zip(scans, seen[name], strict=True)])
-            for name, scans in cohorts.seen.items()
+            for name, scans in looks.items()
         }
 
     tissue = both(lambda one, _: one.tissue[asked(one)])
@@ -247,13 +276,13 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
         found["teacher_r2"] = float(1 - left.var(axis=0).sum() / target["test"].var(axis=0).sum())
     found |= probe(views, tissue, seed)
     mixture = fit_mixture(
-        gather(student, config, cohorts.patches["train"]), config.mixture, config.tissue, standardiser
+        gather(student, config, patches["train"]), config.mixture, config.tissue, standardiser
     )
     model = Model(config, student, standardiser, mixture, {"made": "benchmarks/distillation.py"})
     if way != NETWORKLESS:
-        model.save(students / f"{way}-{seed}")
+        model.save(students / f"{way}-{steps}-{seed}")
     scores: dict[str, list[list[float]]] = {mode: [] for mode in modes}
-    for one, f in zip(cohorts.seen["test"], seen["test"], strict=True):
+    for one, f in zip(looks["test"], seen["test"], strict=True):
         for mode in modes:
             scores[mode].append(dice(one.truth, decide(one.with_features(f), model, mode).labels))
     found |= {f"dice/{mode}": float(diseases(rows).mean()) for mode, rows in scores.items()}
@@ -264,39 +293,36 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     return {"way": way, "seed": seed, **made, "numbers": found, "dice": scores}
 
 
-def kept_model(folder: Path, steps: int) -> Model | None:
-    """What an earlier run left that trained for as many steps."""
-    if not (folder / "model.json").exists():
-        return None
-    model = Model.load(folder)
-    return model if model.config.train.steps == steps else None
+def kept_model(folder: Path) -> Model | None:
+    """What an earlier run left."""
+    return Model.load(folder) if (folder / "model.json").exists() else None
 
 
-def of_training(path: Path, steps: int) -> Numbers:
-    """What an earlier result of as many steps says of the training, which is not done again."""
-    before = json.loads(path.read_text()) if path.exists() else {}
-    numbers = before["numbers"] if before.get("steps") == steps else {}
-    return {name: value for name, value in numbers.items() if name.startswith("unseen_")}
+def of_training(path: Path) -> Numbers:
+    """What an earlier result says of the training, which is not done again."""
+    before = json.loads(path.read_text())["numbers"] if path.exists() else {}
+    return {name: value for name, value in before.items() if name.startswith("unseen_")}
 
 
-def result_file(place: Path, way: str, seed: int) -> Path:
+def result_file(place: Path, way: str, steps: int, seed: int) -> Path:
     """Where one process leaves its result."""
-    return place / f"{way}-{seed}.json"
+    return place / f"{way}-{steps}-{seed}.json"
 
 
-def results(place: Path, steps: int, seeds: int) -> Iterator[dict]:
-    """What has been measured with so many steps and the method as it is."""
-    for way, seed in product(ways(steps), range(seeds)):
-        path = result_file(place, way, seed)
+def results(place: Path, steps: list[int], seeds: int) -> Iterator[dict]:
+    """What has been measured with the method as it is."""
+    for way, count, seed in product(ways(steps[0]), steps, range(seeds)):
+        path = result_file(place, way, count, seed)
         if path.exists():
             found = json.loads(path.read_text())
-            if found["steps"] == steps and found.get("source") == ASKED_BY:
+            if found.get("source") == ASKED_BY:
                 yield found
 
 
-def table(done: list[dict], steps: int) -> str:
-    """One row a way: mean and standard deviation over its seeds; what it adds is paired by seed."""
-    numbers = {(one["way"], one["seed"]): one["numbers"] for one in done}
+def table(done: list[dict], steps: list[int]) -> str:
+    """One row a way and its steps: mean and standard deviation over seeds; what it adds is paired by seed."""
+    numbers = {(one["way"], one["steps"], one["seed"]): one["numbers"] for one in done}
+    without = {seed: found for (way, _, seed), found in numbers.items() if way == NETWORKLESS}
     titles = {
         "teacher_r2": "teacher R²",
         "unseen_retrieval": "retrieval",
@@ -307,6 +333,7 @@ def table(done: list[dict], steps: int) -> str:
     }
     head = [
         "way",
+        "steps",
         "seeds",
         *titles.values(),
         "MLP: added to physics",
@@ -315,27 +342,31 @@ def table(done: list[dict], steps: int) -> str:
         "Dice, published",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for way in ways(steps):
-        mine = {seed: found for (name, seed), found in numbers.items() if name == way}
+    for way, count in product(ways(steps[0]), steps):
+        mine = {seed: found for (*key, seed), found in numbers.items() if key == [way, count]}
         if not mine:
             continue
         keys = [*titles, f"dice/{FEATURES_IN}", "dice/published"]
         cells = [spread([one[key] for one in mine.values() if key in one]) for key in keys]
-        base = {s: numbers[NETWORKLESS, s]["beside/mlp"] for s in mine if (NETWORKLESS, s) in numbers}
         with_network = way != NETWORKLESS
-        read = [mine[s]["beside/mlp"] - base[s] for s in base if with_network]
+        read = [
+            mine[s]["beside/mlp"] - without[s]["beside/mlp"] for s in mine if with_network and s in without
+        ]
         gained = [
             one[f"dice/{FEATURES_IN}"] - one[f"dice/{DEFAULT}"] for one in mine.values() if with_network
         ]
         cells.insert(len(titles), spread(read, signed=True))
         cells.insert(len(titles) + 2, spread(gained, signed=True))
-        lines.append("| " + " | ".join([way, str(len(mine)), *cells]) + " |")
-    default = [one for (way, _), one in numbers.items() if way == NETWORKLESS]
-    said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(steps).items())
+        lines.append(
+            "| " + " | ".join([way, str(count) if with_network else "-", str(len(mine)), *cells]) + " |"
+        )
+    default = list(without.values())
+    said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(steps[0]).items())
+    (cases, seed), (unseen, other) = COHORTS["train"], COHORTS["test"]
     lines += [
         "",
-        f"{steps} steps of recipe demo, {TRAIN_CASES} training phantoms (seed {TRAIN_SEED}), "
-        f"{TEST_CASES} unseen ones (seed {TEST_SEED}), mean ± standard deviation over seeds. {said}.",
+        f"Recipe demo, {cases} training phantoms (seed {seed}), {unseen} unseen ones (seed {other}), mean ± standard "
+        f"deviation over seeds. {said}.",
         "",
         "Probes: mean recall over the six tissues of 8 mm cells of unseen scans, taught on the truth of training "
         f"phantoms (for measuring alone), {PROBE_CELLS} cells a tissue; physics: descriptors + HU percentiles. "
@@ -368,36 +399,52 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo/distillation"), help="results and what is shared"
     )
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, nargs="+", default=[400])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", help="separated by ; - all of them where not given")
+    parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
     parser.add_argument("--table", action="store_true", help="only write the table of what is there")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help="one process's work")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.one:
-        way, seed = args.one[0], int(args.one[1])
-        found = measure(way, seed, args.steps, args.out)
-        part = result_file(args.out, way, seed).with_suffix(".part")
+        way, steps, seed = args.one[0], args.steps[0], int(args.one[1])
+        found = measure(way, seed, steps, args.out)
+        part = result_file(args.out, way, steps, seed).with_suffix(".part")
         part.write_text(json.dumps(found, indent=1) + "\n")
-        part.replace(result_file(args.out, way, seed))
+        part.replace(result_file(args.out, way, steps, seed))
         return
-    done = {(one["way"], one["seed"]) for one in results(args.out, args.steps, args.seeds)}
-    for way, seed in [] if args.table else order(args):
-        if (way, seed) not in done:
-            print(f"== {way}, seed {seed}", flush=True)
-            command = [sys.executable, __file__, "--out", str(args.out), "--steps", str(args.steps)]
-            subprocess.run(
-                [*command, "--one", way, str(seed)], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-            )
+    done = {(one["way"], one["steps"], one["seed"]) for one in results(args.out, args.steps, args.seeds)}
+    todo = [] if args.table else [one for one in order(args) if one not in done]
+    if todo:
+        settings = ways(args.steps[0])
+        asked_of = {str(settings[way][1].patches): settings[way][1] for way, _, _ in todo}
+        work_out(args.out, list(asked_of.values()), args.jobs)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda one: in_a_process(args.out, *one), todo))
     record(QUESTION, table(list(results(args.out, args.steps, args.seeds)), args.steps))
 
 
-def order(args: argparse.Namespace) -> list[tuple[str, int]]:
-    """On and off in turns first, so that a run that is stopped has comparable seeds."""
-    wanted = [w for w in ways(args.steps) if not args.ways or w in args.ways.split(";")]
-    first = [(way, seed) for seed in range(args.seeds) for way in MAIN if way in wanted]
-    return first + [(way, seed) for way in wanted for seed in range(args.seeds) if way not in MAIN]
+def in_a_process(place: Path, way: str, steps: int, seed: int) -> None:
+    """`measure` by a process of its own."""
+    print(f"== {way}, {steps} steps, seed {seed}", flush=True)
+    command = [sys.executable, __file__, "--out", str(place), "--steps", str(steps)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*command, "--one", way, str(seed)], check=True, env=one_thread)
+
+
+def order(args: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """On and off in turns first, so that a run that is stopped has comparable seeds; no network has no steps."""
+    wanted = [way for way in ways(args.steps[0]) if not args.ways or way in args.ways.split(";")]
+    first = [way for way in MAIN if way in wanted]
+    rest = [way for way in wanted if way not in MAIN]
+    turns = [*product(range(args.seeds), first), *((seed, way) for way in rest for seed in range(args.seeds))]
+    return [
+        (way, steps, seed)
+        for steps in args.steps
+        for seed, way in turns
+        if way != NETWORKLESS or steps == args.steps[0]
+    ]
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from chain import DEVICE
 from record import record
 
 from diffseglung.fidelity import DISTANCES, Patches, fidelity, reconstruction
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     args = parser.parse_args()
     try:
-        model = Model.load(fetch_model(args.model).path)
+        model = Model.load(fetch_model(args.model).path).to(DEVICE)
     except ModelNotFound as error:
         print(f"{error}; `make demo` trains one")
         return
@@ -64,14 +65,14 @@ def main() -> None:
     lungs = first.lungs[np.random.default_rng(0).integers(len(first.lungs), size=args.count)] > 0
     shown = [name for name in DISTANCES if name != "fid"]
     lines = [
-        "| sampler | steps | " + " | ".join(shown) + " | SD in the lung, HU | CPU-s a patch |",
+        "| sampler | steps | " + " | ".join(shown) + " | SD in the lung, HU | s a patch |",
         "|---" * 7 + "|",
     ]
     pictures, floor = [], {}
     for sampler, steps in WAYS:
-        began = time.process_time()
+        began = time.perf_counter()
         drawn = sample(model.student, lungs, 0, steps, sampler)
-        seconds = (time.process_time() - began) / args.count
+        seconds = (time.perf_counter() - began) / args.count
         pictures.append(drawn[:2])
         found = fidelity(Patches(drawn, lungs), first, second, config=model.config.teacher)
         floor = {name: found[f"{name}_floor"] for name in shown}
@@ -85,9 +86,8 @@ def main() -> None:
     again = reconstruction(model.student, Patches(first.hu[:24], first.lungs[:24]), 0)
     lines += [
         "",
-        f"{args.count} patches by a sampler; recipe {model.config.name}, {model.info.get('steps')} steps. "
-        + "; ".join(f"{name}: {DISTANCES[name]}" for name in shown)
-        + ".",
+        f"{args.count} patches by a sampler; recipe {model.config.name}, {model.config.train.steps} steps; drawn on "
+        f"{DEVICE.type}. " + "; ".join(f"{name}: {DISTANCES[name]}" for name in shown) + ".",
         "",
         f"Real patches with {100 * again['noise_share']:.0f} % of their variance noise, denoised by dpm++2: SSIM "
         f"{again['ssim']:.2f} (noisy {again['ssim_noisy']:.2f}, another real patch {again['ssim_floor']:.2f}), PSNR "

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from typing import Any
 import joblib
 import numpy as np
 import pyarrow as pa
-from chain import Seen, cut_patches, look, together, train
+from chain import DEVICE, Seen, cut_patches, look, together, train
+from joblib import Parallel, delayed
 
 import diffseglung
 from diffseglung.config import Config
@@ -21,7 +23,7 @@ from diffseglung.features import extract
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
 from diffseglung.model import Model
 from diffseglung.patches import seed_of
-from diffseglung.phantom import PhantomConfig, case_kinds, write_cohort
+from diffseglung.phantom import PhantomConfig, case_kinds, write_case, write_manifest
 from diffseglung.schemas import cells_schema
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
@@ -96,22 +98,27 @@ class Lesson:
 
 
 class Costs:
-    """Seconds of processor time by part, added up over all runs."""
+    """Seconds of processor time by part, added up over all runs: a file in `folder` for each process."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.spent: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     @contextmanager
     def __call__(self, part: str) -> Iterator[None]:
         began = time.process_time()
         yield
-        self.spent[part] = self.spent.get(part, 0.0) + time.process_time() - began
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.spent, indent=1) + "\n")
+        own = self.folder / f"{os.getpid()}.json"
+        spent = read_json(own)
+        spent[part] = spent.get(part, 0.0) + time.process_time() - began
+        self.folder.mkdir(parents=True, exist_ok=True)
+        own.write_text(json.dumps(spent, indent=1) + "\n")
 
     def __str__(self) -> str:
-        return "; ".join(f"{part} {seconds / 60:.1f}" for part, seconds in sorted(self.spent.items()))
+        total: dict[str, float] = {}
+        for file in self.folder.glob("*.json"):
+            for part, seconds in read_json(file).items():
+                total[part] = total.get(part, 0.0) + seconds
+        return "; ".join(f"{part} {seconds / 60:.1f}" for part, seconds in sorted(total.items()))
 
 
 class Bench:
@@ -123,14 +130,21 @@ class Bench:
         config: Config,
         counts: dict[str, int] | None = None,
         phantoms: PhantomConfig | None = None,
+        jobs: int = 1,
     ) -> None:
-        self.place, self.config, self.costs = place, config, Costs(place / "cost.json")
+        self.place, self.config, self.costs = place, config, Costs(place / "costs")
+        self.jobs = jobs
         self.counts = {split: count for split, (count, _) in SPLITS.items()} | (counts or {})
         self.drawn_as = phantoms or PhantomConfig()
         sections = (config.volume, config.anatomy, config.patches, config.teacher, config.cavity)
         self.drawn = source(*DRAWN_BY)
         looked = source(*LOOKED_BY), inspect.getsource(look), *map(str, sections)
         self.version = key_of(self.drawn, *looked, str(config.student.stride_vox))
+
+    @property
+    def workers(self) -> Parallel:
+        """For what can be done to several scans at a time."""
+        return Parallel(n_jobs=self.jobs)
 
     def phantoms(self, split: str) -> Path:
         """Their folder: other phantoms lie elsewhere."""
@@ -142,19 +156,24 @@ class Bench:
 
     def cases(self, split: str) -> list[str]:
         """Their names; the phantoms are drawn where they are not there yet."""
-        count = self.counts[split]
-        names = [f"phantom-{index:04d}" for index in range(count)]
-        folder = self.phantoms(split)
+        folder, count = self.phantoms(split), self.counts[split]
         if not (folder / "manifest.csv").exists():
-            with self.costs(f"phantoms, {split}"):
-                write_cohort(
-                    folder,
-                    count,
-                    SPLITS[split][1],
-                    self.drawn_as,
-                    on_case=lambda row: say(split, row["case_id"]),
-                )
-        return names
+            write_manifest(folder, self.workers(delayed(self._drawn)(split, index) for index in range(count)))
+        return [f"phantom-{index:04d}" for index in range(count)]
+
+    def _drawn(self, split: str, index: int) -> dict[str, str]:
+        with self.costs(f"phantoms, {split}"):
+            row = write_case(self.phantoms(split), SPLITS[split][1], index, self.drawn_as)
+        say(split, row["case_id"])
+        return row
+
+    def look_at(self, split: str) -> None:
+        """What `seen` gives of all phantoms of a split, before anyone asks for it: several at a time."""
+
+        def kept(case_id: str) -> None:
+            self.seen(split, case_id)
+
+        self.workers(delayed(kept)(case_id) for case_id in self.cases(split))
 
     def seen(self, split: str, case_id: str) -> Seen:
         """Anatomy, cavities and cells of one phantom."""
@@ -203,7 +222,7 @@ class Bench:
         ):
             if ours != theirs:
                 raise SystemExit(f"{folder} was made with {theirs}, the benchmark looks with {ours}")
-        return Trained(name, model.student, model.standardiser, model.config.train.steps)
+        return Trained(name, model.to(DEVICE).student, model.standardiser, model.config.train.steps)
 
     def _train(self, contrast: str, seed: int, folder: Path) -> None:
         """As jobs/train.py would on the training phantoms, in this process."""
@@ -251,6 +270,11 @@ def as_arrow(cells: CellTable, scan: np.ndarray) -> pa.Table:
         rows = np.ascontiguousarray(getattr(cells, name), np.float32)
         columns[name] = pa.FixedShapeTensorArray.from_numpy_ndarray(rows)
     return pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
+
+
+def read_json(path: Path) -> dict:
+    """What a file says; nothing where there is none."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def source(*names: str) -> str:

@@ -152,9 +152,10 @@ class Distillation:
     def update_ema(self) -> None:
         """One step of the exponential moving average, shorter at first so that it forgets the start."""
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            for slow, fast in zip(self.ema.parameters(), self.network.student.parameters(), strict=True):
-                slow.lerp_(fast, 1 - decay)
+        with torch.no_grad():  # all at once: a GPU would wait longer for 250 calls than for their work
+            torch._foreach_lerp_(
+                list(self.ema.parameters()), list(self.network.student.parameters()), 1 - decay
+            )
 
 
 def distill(
