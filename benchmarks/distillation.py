@@ -1,10 +1,10 @@
 """Does distillation help: what does the bottleneck hold with and without the teacher, and what does the score gain?
 
 Every way is trained `--seeds` times on ten digital patients, as jobs/train.py would (on a GPU where there is one), and
-asked about eight unseen ones. Truth is used for measuring alone. Each (way, steps, seed) is a process of its own that
-leaves its student and one JSON file in `--out`; what is there is not done again, so that a run may be stopped, and
+asked about eight unseen ones. Truth is used for measuring alone. Each (way, training, seed) is a process of its own
+that leaves its student and one JSON file in `--out`; what is there is not done again, so that a run may be stopped, and
 `--table` writes the table from what there is. A student that is there is asked anew, not trained anew, once the method
-that asks it has changed.
+that asks it has changed. `--trainings 400x8 800x64`: 400 steps of 8 patches, and 800 of 64.
 """
 
 import argparse
@@ -54,7 +54,6 @@ COHORTS = {"train": (10, 1), "test": (8, 2)}  # how many patients, of which seed
 PROBE_CELLS = 1500  # of each tissue that a probe learns from
 RETRIEVAL_STEP, RETRIEVAL_ROUNDS = 10, 16
 NETWORKLESS = "no network"
-MAIN = ("off", "local")
 DEFAULT, FEATURES_IN = "anchored", "anchored_distilled"
 # A result of another source is measured anew, with the student that was kept.
 ASKED_BY = source(*DRAWN_BY, *LOOKED_BY, *LABELLED_BY)
@@ -62,11 +61,13 @@ ASKED_BY = source(*DRAWN_BY, *LOOKED_BY, *LABELLED_BY)
 Numbers = dict[str, float]
 
 
-def ways(steps: int) -> dict[str, tuple[str, Config]]:
+def ways(training: str) -> dict[str, tuple[str, Config]]:
     """What is compared: name -> (in words, settings). The teacher is heard from 3/16 of the steps, fully from 3/8."""
-    base = recipe("demo")
+    base, (steps, batch) = recipe("demo"), (int(number) for number in training.split("x"))
     skip = replace(base.student, input_skip=True)
-    base = replace(base, train=replace(base.train, steps=steps, warmup=(3 * steps // 16, 3 * steps // 8)))
+    base = replace(
+        base, train=replace(base.train, steps=steps, batch=batch, warmup=(3 * steps // 16, 3 * steps // 8))
+    )
     fine = replace(
         base,
         student=replace(base.student, channels=(32, 64)),
@@ -226,10 +227,10 @@ def draw(cells: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(cells, PROBE_CELLS, replace=len(cells) < PROBE_CELLS)
 
 
-def measure(way: str, seed: int, steps: int, place: Path) -> dict:
+def measure(way: str, training: str, seed: int, place: Path) -> dict:
     """Train one way with one seed and ask it everything."""
     torch.set_num_threads(1)
-    _, config = ways(steps)[way]
+    _, config = ways(training)[way]
     config = replace(config, train=replace(config.train, seed=seed))
     cohorts = Cohorts(place, config)
     looks = {name: [cohorts.look(name, i) for i in range(count)] for name, (count, _) in COHORTS.items()}
@@ -238,14 +239,14 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     modes = [DEFAULT, FEATURES_IN, "published"]
     students = place / "students"
     # The way with two levels reads what the local one was taught.
-    taught = students / f"{'local' if config.features.levels > 1 else way}-{steps}-{seed}"
+    taught = students / f"{'local' if config.features.levels > 1 else way}-{training}-{seed}"
     if way == NETWORKLESS:
         student = Student(config.student).eval()
         standardiser = Standardiser.fit(together(patches["train"])["teacher_local"])
         modes = [DEFAULT, "rule"]  # which do not look at the features
     elif kept := kept_model(taught):
         student, standardiser = kept.to(DEVICE).student, kept.standardiser
-        found = of_training(result_file(place, way, steps, seed))
+        found = of_training(result_file(place, way, training, seed))
     else:
         run, standardiser = train(config, together(patches["train"]))
         found |= retrieval(run, patches["test"])
@@ -280,7 +281,7 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     )
     model = Model(config, student, standardiser, mixture, {"made": "benchmarks/distillation.py"})
     if way != NETWORKLESS:
-        model.save(students / f"{way}-{steps}-{seed}")
+        model.save(students / f"{way}-{training}-{seed}")
     scores: dict[str, list[list[float]]] = {mode: [] for mode in modes}
     for one, f in zip(looks["test"], seen["test"], strict=True):
         for mode in modes:
@@ -288,7 +289,12 @@ def measure(way: str, seed: int, steps: int, place: Path) -> dict:
     found |= {f"dice/{mode}": float(diseases(rows).mean()) for mode, rows in scores.items()}
     counts = {t.key: int((tissue["test"] == t).sum()) for t in TISSUES}
     cpu = resource.getrusage(resource.RUSAGE_SELF)
-    made = {"commit": commit(), "source": ASKED_BY, "steps": steps, "cpu_s": cpu.ru_utime + cpu.ru_stime}
+    made = {
+        "commit": commit(),
+        "source": ASKED_BY,
+        "training": training,
+        "cpu_s": cpu.ru_utime + cpu.ru_stime,
+    }
     made |= {"unseen_cells": counts}
     return {"way": way, "seed": seed, **made, "numbers": found, "dice": scores}
 
@@ -304,24 +310,24 @@ def of_training(path: Path) -> Numbers:
     return {name: value for name, value in before.items() if name.startswith("unseen_")}
 
 
-def result_file(place: Path, way: str, steps: int, seed: int) -> Path:
+def result_file(place: Path, way: str, training: str, seed: int) -> Path:
     """Where one process leaves its result."""
-    return place / f"{way}-{steps}-{seed}.json"
+    return place / f"{way}-{training}-{seed}.json"
 
 
-def results(place: Path, steps: list[int], seeds: int) -> Iterator[dict]:
+def results(place: Path, trainings: list[str], seeds: int) -> Iterator[dict]:
     """What has been measured with the method as it is."""
-    for way, count, seed in product(ways(steps[0]), steps, range(seeds)):
-        path = result_file(place, way, count, seed)
+    for way, training, seed in product(ways(trainings[0]), trainings, range(seeds)):
+        path = result_file(place, way, training, seed)
         if path.exists():
             found = json.loads(path.read_text())
             if found.get("source") == ASKED_BY:
                 yield found
 
 
-def table(done: list[dict], steps: list[int]) -> str:
-    """One row a way and its steps: mean and standard deviation over seeds; what it adds is paired by seed."""
-    numbers = {(one["way"], one["steps"], one["seed"]): one["numbers"] for one in done}
+def table(done: list[dict], trainings: list[str]) -> str:
+    """One row a way and its training: mean and standard deviation over seeds; what it adds is paired by seed."""
+    numbers = {(one["way"], one["training"], one["seed"]): one["numbers"] for one in done}
     without = {seed: found for (way, _, seed), found in numbers.items() if way == NETWORKLESS}
     titles = {
         "teacher_r2": "teacher R²",
@@ -333,7 +339,7 @@ def table(done: list[dict], steps: list[int]) -> str:
     }
     head = [
         "way",
-        "steps",
+        "steps x patches",
         "seeds",
         *titles.values(),
         "MLP: added to physics",
@@ -342,8 +348,8 @@ def table(done: list[dict], steps: list[int]) -> str:
         "Dice, published",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for way, count in product(ways(steps[0]), steps):
-        mine = {seed: found for (*key, seed), found in numbers.items() if key == [way, count]}
+    for way, training in product(ways(trainings[0]), trainings):
+        mine = {seed: found for (*key, seed), found in numbers.items() if key == [way, training]}
         if not mine:
             continue
         keys = [*titles, f"dice/{FEATURES_IN}", "dice/published"]
@@ -358,10 +364,12 @@ def table(done: list[dict], steps: list[int]) -> str:
         cells.insert(len(titles), spread(read, signed=True))
         cells.insert(len(titles) + 2, spread(gained, signed=True))
         lines.append(
-            "| " + " | ".join([way, str(count) if with_network else "-", str(len(mine)), *cells]) + " |"
+            "| "
+            + " | ".join([way, training.replace("x", " x ") if with_network else "-", str(len(mine)), *cells])
+            + " |"
         )
     default = list(without.values())
-    said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(steps[0]).items())
+    said = "; ".join(f"{way}: {words}" for way, (words, _) in ways(trainings[0]).items())
     (cases, seed), (unseen, other) = COHORTS["train"], COHORTS["test"]
     lines += [
         "",
@@ -399,7 +407,9 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("demo/distillation"), help="results and what is shared"
     )
-    parser.add_argument("--steps", type=int, nargs="+", default=[400])
+    parser.add_argument(
+        "--trainings", nargs="+", default=["400x8"], metavar="STEPSxPATCHES", help="how long, by how many"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ways", help="separated by ; - all of them where not given")
     parser.add_argument("--jobs", type=int, default=1, help="processes at a time")
@@ -408,42 +418,41 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.one:
-        way, steps, seed = args.one[0], args.steps[0], int(args.one[1])
-        found = measure(way, seed, steps, args.out)
-        part = result_file(args.out, way, steps, seed).with_suffix(".part")
-        part.write_text(json.dumps(found, indent=1) + "\n")
-        part.replace(result_file(args.out, way, steps, seed))
+        way, training, seed = args.one[0], args.trainings[0], int(args.one[1])
+        path = result_file(args.out, way, training, seed)
+        path.with_suffix(".part").write_text(
+            json.dumps(measure(way, training, seed, args.out), indent=1) + "\n"
+        )
+        path.with_suffix(".part").replace(path)
         return
-    done = {(one["way"], one["steps"], one["seed"]) for one in results(args.out, args.steps, args.seeds)}
+    done = {
+        (one["way"], one["training"], one["seed"]) for one in results(args.out, args.trainings, args.seeds)
+    }
     todo = [] if args.table else [one for one in order(args) if one not in done]
     if todo:
-        settings = ways(args.steps[0])
+        settings = ways(args.trainings[0])
         asked_of = {str(settings[way][1].patches): settings[way][1] for way, _, _ in todo}
         work_out(args.out, list(asked_of.values()), args.jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
         list(pool.map(lambda one: in_a_process(args.out, *one), todo))
-    record(QUESTION, table(list(results(args.out, args.steps, args.seeds)), args.steps))
+    record(QUESTION, table(list(results(args.out, args.trainings, args.seeds)), args.trainings))
 
 
-def in_a_process(place: Path, way: str, steps: int, seed: int) -> None:
+def in_a_process(place: Path, way: str, training: str, seed: int) -> None:
     """`measure` by a process of its own."""
-    print(f"== {way}, {steps} steps, seed {seed}", flush=True)
-    command = [sys.executable, __file__, "--out", str(place), "--steps", str(steps)]
+    print(f"== {way}, {training}, seed {seed}", flush=True)
+    command = [sys.executable, __file__, "--out", str(place), "--trainings", training]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*command, "--one", way, str(seed)], check=True, env=one_thread)
 
 
-def order(args: argparse.Namespace) -> list[tuple[str, int, int]]:
-    """On and off in turns first, so that a run that is stopped has comparable seeds; no network has no steps."""
-    wanted = [way for way in ways(args.steps[0]) if not args.ways or way in args.ways.split(";")]
-    first = [way for way in MAIN if way in wanted]
-    rest = [way for way in wanted if way not in MAIN]
-    turns = [*product(range(args.seeds), first), *((seed, way) for way in rest for seed in range(args.seeds))]
+def order(args: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """Seed by seed, so that a run that is stopped has comparable ways; no network has no training."""
     return [
-        (way, steps, seed)
-        for steps in args.steps
-        for seed, way in turns
-        if way != NETWORKLESS or steps == args.steps[0]
+        (way, training, seed)
+        for training, seed, way in product(args.trainings, range(args.seeds), ways(args.trainings[0]))
+        if (not args.ways or way in args.ways.split(";"))
+        and (way != NETWORKLESS or training == args.trainings[0])
     ]
 
 

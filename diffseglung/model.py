@@ -15,7 +15,7 @@ from safetensors import torch as st_torch
 
 from diffseglung.config import Config, digest, from_dict, to_dict
 from diffseglung.mixture import Mixture
-from diffseglung.student import Student, load_weights
+from diffseglung.student import Student, laid_out, load_weights
 from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.tissue import EVIDENCE
 
@@ -97,7 +97,7 @@ class Model:
         load_weights(student, weights)
         return Model(
             config=config,
-            student=student.eval().requires_grad_(False).to(memory_format=torch.channels_last_3d),  # type: ignore[call-overload]
+            student=laid_out(student.eval().requires_grad_(False)),
             standardiser=standardiser,
             mixture=Mixture(config.mixture, config.tissue, standardiser, arrays),
             info=description["info"],
@@ -121,5 +121,5 @@ class Model:
 
     def to(self, device: str | torch.device) -> "Model":
         """The same model with its student on a device."""
-        self.student.to(device)
+        laid_out(self.student.to(device))
         return self

@@ -149,6 +149,17 @@ class DistillationNetwork(nn.Module):
         )
 
 
+def laid_out(network: nn.Module) -> nn.Module:
+    """The same network in the memory layout in which its device is fastest.
+
+    Channels last on a CPU (a twelfth faster, benchmarks/steps.py), channels first on a GPU (a sixth,
+    benchmarks/gpu.py: its normalisations have no other).
+    """
+    on_gpu = next(network.parameters()).is_cuda
+    layout = torch.contiguous_format if on_gpu else torch.channels_last_3d
+    return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
 def load_weights(module: nn.Module, weights: dict[str, Any]) -> None:
     """Fill a module, refusing weights of another architecture in words."""
     try:
