@@ -64,7 +64,6 @@ Numbers = dict[str, float]
 def ways(training: str) -> dict[str, tuple[str, Config]]:
     """What is compared: name -> (in words, settings). The teacher is heard from 3/16 of the steps, fully from 3/8."""
     base, (steps, batch) = recipe("demo"), (int(number) for number in training.split("x"))
-    skip = replace(base.student, input_skip=True)
     base = replace(
         base, train=replace(base.train, steps=steps, batch=batch, warmup=(3 * steps // 16, 3 * steps // 8))
     )
@@ -87,8 +86,6 @@ def ways(training: str) -> dict[str, tuple[str, Config]]:
         "local, two levels": ("as local; the level above the bottleneck is read too, on 8 mm", two),
         "fine": ("a bottleneck of 8 mm against 16 mm windows", fine),
         "fine, off": ("the same, weight 0", told(fine, "none")),
-        "off, skip": ("weight 0, student.input_skip", replace(told(base, "none"), student=skip)),
-        "local, skip": ("as local, student.input_skip", replace(base, student=skip)),
         "context": ("each position against the 64 mm around it", replace(base, patches=wide)),
     }
 
@@ -112,7 +109,7 @@ class Cohorts:
     def __init__(self, place: Path, config: Config) -> None:
         # Of the settings, those on which patches depend, and looks.
         base = recipe("demo")
-        self.plain = replace(base, student=replace(config.student, input_skip=False), patches=config.patches)
+        self.plain = replace(base, student=config.student, patches=config.patches)
         same_window = replace(config.patches, local_window_vox=base.patches.local_window_vox)
         self.looked = replace(self.plain, patches=same_window)
         self.place, memory = place, Memory(place / "kept", verbose=0)

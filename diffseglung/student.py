@@ -9,6 +9,9 @@ from torch.nn import functional as F
 from diffseglung.frozen import frozen
 from diffseglung.schedule import Schedule
 
+# Standard deviations of the CT's textures, in the units of `to_unit`, for which the noise is estimated by a filter.
+TEXTURES = (0.03, 0.1, 0.3)
+
 
 @frozen
 class StudentConfig:
@@ -19,7 +22,6 @@ class StudentConfig:
     res_blocks: int = 1
     norm_groups: int = 8
     timesteps: int = 250
-    input_skip: bool = False  # the noise is read off the input, and the network says what is to be added
     embedding: int = 128
 
     def __post_init__(self) -> None:
@@ -37,9 +39,16 @@ class StudentConfig:
 
 
 class Student(nn.Module):
-    """Noise predictor conditioned on the lung mask (paper, section 3.1)."""
+    """Noise predictor conditioned on the lung mask (paper, section 3.1).
+
+    noise = s x_t + a (filters + U-Net), where a^2 = alpha_bar and s^2 = 1 - alpha_bar. The noise is read off the input,
+    and what is added is v of Salimans and Ho (2022): the error in the clean CT stays finite where no signal is left.
+    Beside s x_t each filter makes Wiener's, of weight s / (s^2 + a^2 tau^2), for a texture of standard deviation tau
+    (`TEXTURES`). A U-Net alone has to pass the noise of every voxel through its first channels, which are too few.
+    """
 
     alpha_bar: torch.Tensor
+    textures: torch.Tensor
 
     def __init__(self, config: StudentConfig) -> None:
         from diffseglung.unet import FeatureUNet
@@ -47,7 +56,13 @@ class Student(nn.Module):
         super().__init__()
         self.config = config
         self.register_buffer("alpha_bar", Schedule(config.timesteps).alpha_bar, persistent=False)
+        self.register_buffer("textures", torch.tensor(TEXTURES).view(-1, 1, 1, 1, 1), persistent=False)
         cube = config.fold**3
+        self.filters = nn.Conv3d(cube, len(TEXTURES) * cube, 3, padding=1, bias=False)
+        with torch.no_grad():  # what differs from its surroundings is noise, for the middle texture
+            banks = self.filters.weight.zero_().unflatten(0, (len(TEXTURES), cube))
+            banks[1] = -1 / banks[1, 0].numel()
+            banks[1, range(cube), range(cube), 1, 1, 1] += 1
         self.unet = FeatureUNet(
             spatial_dims=3,
             in_channels=2 * cube,
@@ -67,13 +82,18 @@ class Student(nn.Module):
         `noisy` and `lungs` are (b, 1, z, y, x), `t` is (b,) in 0 .. timesteps-1.
         """
         bottleneck, skips, embedding = self.unet.encode(self._fold(noisy, lungs), t)
-        answer = unfold(self.unet.decode(bottleneck, skips, embedding), self.config.fold)
-        if self.config.input_skip:
-            # The network predicts v (Salimans and Ho 2022): noise = s x_t + a v. Its error in the clean CT, s v, stays
-            # finite where no signal is left, and it need not pass every voxel's noise through its first channels.
-            share = self.alpha_bar[t].view(-1, 1, 1, 1, 1)
-            answer = (1 - share).sqrt() * noisy + share.sqrt() * answer
-        return answer, bottleneck
+        said = self.unet.decode(bottleneck, skips, embedding) + self._filtered(noisy, t)
+        share = self.alpha_bar[t].view(-1, 1, 1, 1, 1)
+        return (1 - share).sqrt() * noisy + share.sqrt() * unfold(said, self.config.fold), bottleneck
+
+    def _filtered(self, noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """What the filters say of the noise, folded; in float32, since small differences of large numbers count."""
+        with torch.autocast(noisy.device.type, enabled=False):
+            banks = self.filters(fold(noisy.float(), self.config.fold)).unflatten(1, (len(TEXTURES), -1))
+            share = self.alpha_bar[t].view(-1, 1, 1, 1, 1, 1)
+            variance = self.textures**2
+            gain = (share * (1 - share)).sqrt() * (1 - variance) / (1 - share + share * variance)
+            return (gain * banks).sum(dim=1)
 
     def encode(
         self, noisy: torch.Tensor, lungs: torch.Tensor, t: torch.Tensor, levels: int = 1
