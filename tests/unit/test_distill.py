@@ -179,8 +179,10 @@ def test_half_precision_learns_what_full_precision_learns(standardiser):
         return np.array(rows)
 
     full, half = curve("float32"), curve("bfloat16")
-    # bfloat16 keeps 8 bits: a rounding of 0.4 % a number, which averages out over a loss of 16,000 voxels.
-    np.testing.assert_allclose(half[:, 0], full[:, 0], rtol=0.01)
+    # bfloat16 keeps 8 bits: a rounding of 0.4 % a number, which averages out over a loss of 16,000 voxels; what is
+    # learned from it parts a little more with each step.
+    np.testing.assert_allclose(half[0, 0], full[0, 0], rtol=0.002)
+    np.testing.assert_allclose(half[:, 0], full[:, 0], rtol=0.04)
     np.testing.assert_allclose(half[:, 1], full[:, 1], rtol=0.05)
     np.testing.assert_allclose(half[0, 2], full[0, 2], rtol=0.05)
     assert not np.array_equal(half, full)
