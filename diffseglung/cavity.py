@@ -11,6 +11,8 @@ from diffseglung.filters import eroded_by_box, smoothed_below
 from diffseglung.frozen import frozen
 from diffseglung.refine import lung_box
 
+FACES = ndimage.generate_binary_structure(3, 1)
+
 Box = tuple[slice, slice, slice]
 Spacing = tuple[float, float, float]
 
@@ -69,20 +71,21 @@ def find_cavities(
         alone, air, dense = lumen[around], airways[near][around], hu[near][around] > config.dense_hu
         if sphere_share(alone, spacing_mm) < config.compact or joined_share(alone, air) > config.joined:
             continue
-        if enclosed_share(alone, dense, spacing_mm) >= config.shell:
+        if enclosed_share(alone, dense) >= config.shell:
             found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
     return found
 
 
-def enclosed_share(lumen: np.ndarray, dense: np.ndarray, spacing_mm: Spacing) -> float:
-    """Share of a lumen's shell (the voxels that touch it) that is dense or has dense tissue beside it, 0 to 1.
+def enclosed_share(lumen: np.ndarray, dense: np.ndarray) -> float:
+    """Share of a lumen's shell (the voxels that touch it) that is dense or touches dense tissue, 0 to 1.
 
-    lumen, dense: bool (z, y, x). A shell voxel may mix air and wall, hence "beside".
+    lumen, dense: bool (z, y, x). A shell voxel may mix air and wall, hence "touches": by a face, not by a distance,
+    which in thick slices would reach over many voxels of lung to the next vessel.
     """
     shell = _shell(lumen)
     if not (dense.any() and shell.any()):
         return 0.0
-    return float(dilate(dense, max(spacing_mm), spacing_mm)[shell].mean())
+    return float(ndimage.binary_dilation(dense, FACES)[shell].mean())
 
 
 def joined_share(lumen: np.ndarray, airways: np.ndarray) -> float:
@@ -98,7 +101,7 @@ def sphere_share(body: np.ndarray, spacing_mm: Spacing) -> float:
 
 
 def _shell(lumen: np.ndarray) -> np.ndarray:
-    return ndimage.binary_dilation(lumen, ndimage.generate_binary_structure(3, 1)) & ~lumen
+    return ndimage.binary_dilation(lumen, FACES) & ~lumen
 
 
 def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> np.ndarray:

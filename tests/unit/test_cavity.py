@@ -129,7 +129,14 @@ def test_enclosed_share_of_a_half_walled_sphere_is_a_half():
     _, _, grid = lung((1.0, 1.0, 1.0), 120.0)
     r = radius(grid)
     dense = (r >= 20) & (r < 24) & (grid[0] < 0)
-    assert enclosed_share(r < 20, dense, (1.0, 1.0, 1.0)) == pytest.approx(0.5, abs=0.06)
+    assert enclosed_share(r < 20, dense) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_vessel_three_voxels_away_encloses_nothing_however_thick_the_slices():
+    lumen, dense = np.zeros((5, 30, 30), bool), np.ones((5, 30, 30), bool)
+    lumen[1:4, 10:20, 10:20] = True
+    dense[:, 7:23, 7:23] = False
+    assert enclosed_share(lumen, dense) == 0
 
 
 def test_no_lung_no_cavity():
