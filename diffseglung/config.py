@@ -127,7 +127,8 @@ def paper() -> Config:
         ),
         student=StudentConfig(channels=(64, 128, 192, 256), fold=1, norm_groups=32, timesteps=250),
         train=TrainConfig(
-            steps=20_000, batch=16, accumulate=2, lr=1e-4, ema=0.995, warmup=(4000, 6000), checkpoint_every=1000,
+            steps=20_000, batch=16, accumulate=2, precision="bfloat16", lr=1e-4, ema=0.995, warmup=(4000, 6000),
+            checkpoint_every=1000,
         ),
         features=FeatureConfig(timesteps=(20, 60, 100)),
     )  # fmt: skip
