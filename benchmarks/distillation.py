@@ -53,7 +53,7 @@ QUESTION = "Does distillation help: bottleneck and scores with the teacher and w
 COHORTS = {"train": (10, 1), "test": (8, 2)}  # how many patients, of which seed: as `make demo`
 PROBE_CELLS = 1500  # of each tissue that a probe learns from
 RETRIEVAL_STEP, RETRIEVAL_ROUNDS = 10, 16
-NETWORKLESS = "no network"
+NETWORKLESS, TWO_LEVELS = "no network", "local, two levels"
 DEFAULT, FEATURES_IN = "anchored", "anchored_distilled"
 # A result of another source is measured anew, with the student that was kept.
 ASKED_BY = source(*DRAWN_BY, *LOOKED_BY, *LABELLED_BY)
@@ -63,30 +63,22 @@ Numbers = dict[str, float]
 
 def ways(training: str) -> dict[str, tuple[str, Config]]:
     """What is compared: name -> (in words, settings). The teacher is heard from 3/16 of the steps, fully from 3/8."""
-    base, (steps, batch) = recipe("demo"), (int(number) for number in training.split("x"))
-    base = replace(
-        base, train=replace(base.train, steps=steps, batch=batch, warmup=(3 * steps // 16, 3 * steps // 8))
-    )
-    fine = replace(
-        base,
-        student=replace(base.student, channels=(32, 64)),
-        patches=replace(base.patches, local_window_vox=base.patches.window_vox),
-    )
-    wide = replace(base.patches, local_window_vox=(32, 32, 32))
+    steps, batch = (int(number) for number in training.split("x"))
+    told = {"steps": steps, "batch": batch, "warmup": (3 * steps // 16, 3 * steps // 8)}
 
-    def told(config: Config, variant: str) -> Config:
-        return replace(config, train=replace(config.train, variant=variant))
+    def of(name: str, **changes: str) -> Config:
+        base = recipe(name)
+        return replace(base, train=replace(base.train, **told, **changes))
 
-    two = replace(base, features=replace(base.features, levels=2))
     return {
-        NETWORKLESS: ("descriptors and HU percentiles alone", base),
-        "off": ("weight 0", told(base, "none")),
-        "local": ("each position against its own 32 mm window (default)", base),
-        "global": ("whole patches, as published", told(base, "global")),
-        "local, two levels": ("as local; the level above the bottleneck is read too, on 8 mm", two),
-        "fine": ("a bottleneck of 8 mm against 16 mm windows", fine),
-        "fine, off": ("the same, weight 0", told(fine, "none")),
-        "context": ("each position against the 64 mm around it", replace(base, patches=wide)),
+        NETWORKLESS: ("descriptors and HU percentiles alone", of("demo")),
+        "off": ("weight 0", of("demo", variant="none")),
+        "local": ("each position against its own 32 mm window (default)", of("demo")),
+        "global": ("whole patches, as published", of("demo", variant="global")),
+        TWO_LEVELS: ("as local; the level above the bottleneck is read too, on 8 mm", of("two_levels")),
+        "fine": ("a bottleneck of 8 mm against 16 mm windows", of("fine")),
+        "fine, off": ("the same, weight 0", of("fine", variant="none")),
+        "context": ("each position against the 64 mm around it", of("context")),
     }
 
 
@@ -236,7 +228,7 @@ def measure(way: str, training: str, seed: int, place: Path) -> dict:
     modes = [DEFAULT, FEATURES_IN, "published"]
     students = place / "students"
     # The way with two levels reads what the local one was taught.
-    taught = students / f"{'local' if config.features.levels > 1 else way}-{training}-{seed}"
+    taught = students / f"{'local' if way == TWO_LEVELS else way}-{training}-{seed}"
     if way == NETWORKLESS:
         student = Student(config.student).eval()
         standardiser = Standardiser.fit(together(patches["train"])["teacher_local"])

@@ -1,6 +1,6 @@
 """The student: a 3-D diffusion U-Net whose bottleneck learns to see what the radiomic teacher sees."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from diffseglung.schedule import Schedule
 
 # Standard deviations of the CT's textures, in the units of `to_unit`, for which the noise is estimated by a filter.
 TEXTURES = (0.03, 0.1, 0.3)
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 @frozen
@@ -169,7 +171,7 @@ class DistillationNetwork(nn.Module):
         )
 
 
-def laid_out(network: nn.Module) -> nn.Module:
+def laid_out(network: Network) -> Network:
     """The same network in the memory layout in which its device is fastest.
 
     Channels last on a CPU (a twelfth faster, benchmarks/steps.py), channels first on a GPU (a sixth,
