@@ -79,6 +79,7 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
     base, seed = lessons.bench.config, lessons.seed
     absolute = replace(base, tissue=replace(base.tissue, scan_relative=False))
     unrefined = replace(base, refine=replace(base.refine, iterations=0, hu_power=0.0))
+    alone = replace(base, mixture=replace(base.mixture, alike=0))
     edgeless = replace(base, refine=replace(base.refine, edge_hu=1e9))
 
     def mode(config: Config, name: str = "anchored", *, enclosure: bool = True) -> Callable[[str], Labeller]:
@@ -91,6 +92,7 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
     yield Way(RULE, seed, "rule", mode(base, "rule"))
     yield Way(OURS, seed, "anchored", mode(base))
     yield Way("- scan-relative HU", seed, "absolute", mode(absolute))
+    yield Way("- look-alikes", seed, "alone", mode(alone))
     yield Way("- enclosure", seed, "open", mode(base, enclosure=False))
     yield Way("- refinement", seed, "unrefined", mode(unrefined))
     yield Way("- Sobel term", seed, "edgeless", mode(edgeless))

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from scipy.spatial import cKDTree
 
 from diffseglung.frozen import frozen
 from diffseglung.labels import TISSUES, Tissue
@@ -35,6 +36,7 @@ from diffseglung.tissue import (
 
 MODES = ("rule", "anchored", "anchored_distilled", "published")
 LABELLED = "labelled"
+ANCHORED_MODES = ("anchored", "anchored_distilled", LABELLED)
 LEARNED = ("anchored", "anchored_distilled", "published")  # from cells; `rule` knows without
 FEWEST_LABELLED = 20  # annotated cells of a tissue, with fewer of which it is not corrected
 LEAST = 1e-4  # a posterior that nothing can contradict would be 0
@@ -56,6 +58,9 @@ class MixtureConfig:
     clusters: int = 5  # published
     covariance: str = "full"  # published; or "tied", "diag", "spherical"
     cluster_components: int = 30  # published
+    alike: int = 12  # cells of the same scan that look most like a cell and have a say in its name; 0: none
+    alike_strength: float = 4.0  # logits that full agreement of all of them adds
+    alike_iterations: int = 3
     potts_strength: float = 2.0  # logits that full agreement of all 18 neighbours adds
     potts_iterations: int = 6
     potts_spread_hu: float = 120.0
@@ -64,6 +69,10 @@ class MixtureConfig:
     def __post_init__(self) -> None:
         if self.mode not in (*MODES, LABELLED):
             raise ValueError(f"mixture.mode {self.mode!r} is none of: {', '.join((*MODES, LABELLED))}")
+        if self.alike < 0:
+            raise ValueError(
+                f"mixture.alike {self.alike} must not be below 0; 0 lets each cell speak for itself"
+            )
         if self.correction_ridge <= 0:
             raise ValueError(f"mixture.correction_ridge {self.correction_ridge} must be above 0")
         if self.covariance not in COVARIANCES:
@@ -355,6 +364,22 @@ def physics(cells: CellTable) -> np.ndarray:
     hu = (cells.evidence[:, :5] - np.reshape(cells.reference.mode_hu, (-1, 1))) / 100
     mesh = cells.evidence[:, 5:6] - np.reshape(cells.reference.log_mesh, (-1, 1))
     return np.concatenate([hu, mesh], axis=1)
+
+
+def share_names(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
+    """Cells of a scan that look alike share a name, wherever they lie: mean field over the nearest in density.
+
+    `posterior` (n, 6), `evidence` (n, 8) of all cells of one scan; as near are those whose five percentiles differ
+    least. What a scan's own cells have in common the mixture, fitted on other scans, does not know.
+    """
+    if not 0 < config.alike < len(posterior):
+        return posterior
+    percentiles = np.nan_to_num(evidence[:, :5])
+    nearest = cKDTree(percentiles).query(percentiles, config.alike + 1)[1][:, 1:]
+    unary, q = np.log(np.maximum(posterior, 1e-6)), posterior
+    for _ in range(config.alike_iterations):
+        q = softmax(unary + config.alike_strength * q[nearest].mean(axis=1))
+    return q.astype(np.float32)
 
 
 def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:

@@ -16,7 +16,7 @@ from diffseglung.config import Config
 from diffseglung.features import extract
 from diffseglung.grid import crop_grid, largest_of, resample_labels
 from diffseglung.labels import TISSUES, Tissue
-from diffseglung.mixture import CellTable, couple, entropy
+from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
 from diffseglung.patches import Scan, regrid, to_scan
 from diffseglung.refine import fuse, lung_box
@@ -163,8 +163,11 @@ def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
         features[inside],
         scan_reference(evidence, model.config.tissue),
     )
+    named = model.mixture.posterior(table, mode)
+    if mode in ANCHORED_MODES:
+        named = share_names(named, evidence, model.config.mixture)
     posterior = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-    posterior[inside] = model.mixture.posterior(table, mode)
+    posterior[inside] = named
     return couple(posterior, cells.evidence, model.config.mixture)
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from diffseglung.labels import TISSUES, Tissue
-from diffseglung.mixture import CellTable, MixtureConfig, couple, fit_mixture, log_softmax
+from diffseglung.mixture import CellTable, MixtureConfig, couple, fit_mixture, log_softmax, share_names
 from diffseglung.schemas import cells_schema
 from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.tissue import ANCHORED, PROTOTYPES, TissueConfig
@@ -173,3 +173,18 @@ def test_coupling_keeps_probabilities_and_empty_space():
 
 def test_log_softmax_survives_large_numbers():
     assert np.exp(log_softmax(np.array([[1e4, 1e4 - 1]]))).sum() == pytest.approx(1)
+
+
+def test_cells_that_look_alike_share_a_name_wherever_they_lie():
+    rng = np.random.default_rng(0)
+    evidence = np.zeros((80, 8), np.float32)
+    evidence[:, :5] = np.where(np.arange(80)[:, None] % 2, -850, -600) + rng.normal(0, 5, (80, 5))
+    posterior = np.full((80, 6), 0.02, np.float32)
+    posterior[::2, 2], posterior[1::2, 0] = 0.9, 0.9
+    posterior[0], posterior[1] = (0.55, 0.02, 0.37, 0.02, 0.02, 0.02), (0.37, 0.02, 0.55, 0.02, 0.02, 0.02)
+    shared = share_names(posterior, evidence, MixtureConfig())
+    assert shared[0].argmax() == 2
+    assert shared[1].argmax() == 0
+    assert shared.sum(axis=1) == pytest.approx(1.0, abs=1e-5)
+    assert np.array_equal(share_names(posterior, evidence, MixtureConfig(alike=0)), posterior)
+    assert np.array_equal(share_names(posterior[:12], evidence[:12], MixtureConfig()), posterior[:12])
