@@ -258,7 +258,7 @@ def main() -> None:
         "deviation of the mean. Slices: each axial slice in 1 cm scored by itself, as the paper does. HD95: a tissue "
         f"that was missed counts the diagonal of the lungs. Processor minutes: {bench.costs}."
     )
-    record(QUESTION, f"{tables(rows)}\n\n{made}")
+    record(QUESTION, f"{tables(rows)}\n\n{made}", section="accuracy_test" if args.test else "")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ RESULTS = HERE / "results.md"
 HEAD = "# Benchmarks\n\nMade by `make bench`; one script a question, one section a script.\n"
 
 
-def record(question: str, text: str) -> None:
-    """Print Markdown `text`, the answer to `question`, and make it this script's section of the results."""
+def record(question: str, text: str, section: str = "") -> None:
+    """Print Markdown `text`, the answer to `question`, and make it this script's section, or that one, of the results."""
     print(f"\n{question}\n\n{text.strip()}\n")
     script = Path(sys.argv[0])
-    name = script.stem
+    name = section or script.stem
     command = " ".join(["python", f"benchmarks/{script.name}", *sys.argv[1:]])
     made = f"{date.today()}, commit {commit()}, {machine()}, `{command}`"
     found = RESULTS.read_text() if RESULTS.exists() else HEAD
