@@ -18,7 +18,7 @@ HEAD = "# Benchmarks\n\nMade by `make bench`; one script a question, one section
 
 
 def record(question: str, text: str, section: str = "") -> None:
-    """Print Markdown `text`, the answer to `question`, and make it this script's section, or that one, of the results."""
+    """Print Markdown `text`, the answer to `question`, and make it a section of the results: this script's, or that."""
     print(f"\n{question}\n\n{text.strip()}\n")
     script = Path(sys.argv[0])
     name = section or script.stem
