@@ -68,8 +68,13 @@ def train_process(config: dict[str, Any]) -> None:
         init.load_state_dict(job.init)
     run = Distillation(job.student, settings, job.standardiser, get_device(), init if job.init else None)
     checkpoint = ray.train.get_checkpoint()
+    reports: list[Report] = []  # all since the first step: a driver may die before it has written one down
     if checkpoint is not None:
-        run.load_state_dict(load_state(checkpoint, run.device))
+        state = load_state(checkpoint, run.device)
+        run.load_state_dict(state)
+        reports = state.get("reports", reports)
+        for report in reports if rank == 0 else ():
+            config["mailbox"].put.remote(report)
     network = prepare_model(run.network, move_to_device=False)
     batches = stream(job, settings, rank, world, run.step)
     first = next(batches)
@@ -85,13 +90,14 @@ def train_process(config: dict[str, Any]) -> None:
         mean |= {"step": step, "processes": world}
         patches_seen("train", len(seen) * settings.batch // world)
         seen = []
+        reports.append(mean)
         if rank == 0:
             sent = config["mailbox"].put.remote(mean)
             if due:
                 ray.get(sent)  # no checkpoint without the report that belongs to it
         leaves = someone_leaves(run.device, world)
         if due or leaves:
-            save(run, mean, rank, at_once=last or leaves, real=first if last else None)
+            save(run, reports, rank, at_once=last or leaves, real=first if last else None)
 
 
 def someone_leaves(device: torch.device, world: int) -> bool:
@@ -108,23 +114,25 @@ def fit_to(train: TrainConfig, world: int) -> TrainConfig:
     return replace(train, batch=max(1, train.batch // share) * share)
 
 
-def save(run: Distillation, metrics: Report, rank: int, *, at_once: bool, real: Batch | None = None) -> None:
-    """Leave the state as a checkpoint; every process calls this equally often, and rank 0 writes.
+def save(
+    run: Distillation, reports: list[Report], rank: int, *, at_once: bool, real: Batch | None = None
+) -> None:
+    """Leave the state as a checkpoint, with all reports; every process calls this equally often, and rank 0 writes.
 
     Storage takes it while training goes on, unless `at_once`. With some patches `real`, what the student draws for
     their lungs lies beside the state.
     """
     if rank != 0:
-        ray.train.report(metrics)
+        ray.train.report(reports[-1])
         return
     folder = tempfile.mkdtemp(prefix="diffseglung-")
-    torch.save(run.state_dict(), Path(folder) / "state.pt")
+    torch.save(run.state_dict() | {"reports": reports}, Path(folder) / "state.pt")
     if real is not None:
         some = {name: real[name][:SAMPLES_DRAWN].numpy() for name in ("hu", "lungs")}
         sampled = sample(run.ema.eval(), some["lungs"] > 0, run.config.seed)
         save_file({"real_hu": some["hu"], "sampled_hu": sampled}, Path(folder) / SAMPLES)
     ray.train.report(
-        metrics,
+        reports[-1],
         checkpoint=ray.train.Checkpoint.from_directory(folder),
         checkpoint_upload_mode=UPLOADS.SYNC if at_once else UPLOADS.ASYNC,
         delete_local_checkpoint_after_upload=True,
