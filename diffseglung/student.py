@@ -174,7 +174,7 @@ class DistillationNetwork(nn.Module):
 def laid_out(network: Network) -> Network:
     """The same network in the memory layout in which its device is fastest.
 
-    Channels last on a CPU (8 % faster, benchmarks/steps.py). Channels first on a GPU (15 to 28 %, benchmarks/gpu.py), since
+    Channels last on a CPU (8 % faster, benchmarks/steps.py). Channels first on a GPU (15 to 28 %, benchmarks/gpu.py):
     normalisations know no other there.
     """
     on_gpu = next(network.parameters()).is_cuda
