@@ -170,6 +170,7 @@ def training_table(config: Config, batches: list[int], peak: float, *, compiled:
             f"{100 * rate / peak:.0f} % | {found.gib:.1f} | "
             f"{'' if np.isnan(apart) else f'{100 * apart:.2f} %'} |"
         )
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False  # as by default
     yield ""
     yield f"{config.name}: {flops / 1e9:.0f} GFLOP a patch of {' x '.join(map(str, config.patches.size_vox))} voxels."
     yield ""
