@@ -1,6 +1,6 @@
 """Which label-free way is right: Dice, HD95 and volumes of every way on unseen phantoms, and what each part earns.
 
-24 training, 8 validation and 12 test phantoms, one in eight of them healthy, whose seeds no other script uses. Each
+24 training, 24 validation and 24 test phantoms, one in eight of them healthy, whose seeds no other script uses. Each
 is looked at once and each student trained once (`--students` of them with local contrast, as many with the published
 global one and without the teacher); all that is kept in `--place`, so that a run may be stopped, and a change of the
 mixture or of what follows it costs its scores alone. Settings are chosen on the validation scans, which are scored
@@ -19,7 +19,7 @@ import torch
 import ways
 from ceilings import ceiling_ways
 from chain import Seen
-from looked import LABELLED_BY, LOOKED_BY, SPLITS, VARIANTS, Bench, key_of, say, source
+from looked import LABELLED_BY, LOOKED_BY, SPLITS, VARIANTS, Bench, key_of, named, say, source
 from record import record
 from ways import OURS, RULE, Labeller, Lessons, Way, baseline_ways, physics_ways, student_ways
 
@@ -54,7 +54,7 @@ def scored(bench: Bench, split: str, way: Way, *, kept_only: bool = False) -> li
     key = key_of(*made_by, digest(bench.config), bench.version, way.depends, str(way.seed))
     labeller: Labeller | None = None
     for case_id in bench.cases(split):
-        path = bench.place / "scores" / split / f"{case_id}-{key}.json"
+        path = bench.place / "scores" / named(split) / f"{case_id}-{key}.json"
         if not path.exists():
             if kept_only:
                 return []

@@ -10,12 +10,13 @@ import torch
 
 from diffseglung.anatomy import Anatomy, find_anatomy
 from diffseglung.cells import Cells, describe_cells
+from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence
 from diffseglung.config import Config
 from diffseglung.distill import Distillation, distill
 from diffseglung.labels import TISSUES
 from diffseglung.patches import Scan, regrid, to_scan
 from diffseglung.prepare import cell_tissues, prepare_case
-from diffseglung.segment import Observation, Stopwatch, enclosed_air, hilar_vessels
+from diffseglung.segment import Observation, Stopwatch
 from diffseglung.teacher import Standardiser
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.training_process import COLUMNS, in_memory
@@ -69,8 +70,9 @@ def look(case_id: str, image: Path | str, truth: Path | str, config: Config) -> 
     scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
     hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
     tissue = cell_tissues(labels, volume, scan, config.patches)
-    cells = describe_cells(scan, config.patches, config.teacher)
     cavities = enclosed_air(volume, anatomy, config)
+    certain = no_evidence(cavities, hilar, volume, scan)
+    cells = describe_cells(scan, config.patches, config.teacher, certain)
     return Seen(case_id, volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
 
 

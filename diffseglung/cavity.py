@@ -21,26 +21,35 @@ Spacing = tuple[float, float, float]
 class CavityConfig:
     """What counts as enclosed (METHOD.md, "Cavity"); the sizes are those of the Fleischner glossary's cavities."""
 
-    air_hu: float = -850.0  # lumen: smoothed density below this
+    air_hu: tuple[float, ...] = (
+        -850.0,
+        -750.0,
+        -650.0,
+    )  # lumen: smoothed density below one of these; a small lumen's air is mixed with its wall
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before that
+    darker_hu: float = 70.0  # so far below the lung's median lies a lumen's air: what is shut in may be lung
+    darkest_hu: float = -985.0  # no lumen need be darker, however dark its lung
+    dark: float = 0.1  # share of a lumen that is
     dense_hu: float = -300.0  # shell and wall: density above this
     shell: float = 0.65  # share of the lumen's surface that must be dense; a bulla among walls has up to .6
     reach_mm: float = 3.0  # how far the smoothed air may lie inside the lumen's true border
     joined: float = 0.03  # share of the lumen's surface above which it belongs to the airway tree
-    neck_mm: float = 2.0  # leaks narrower than twice this do not join the lumen to the lung
+    neck_mm: float = 1.0  # leaks narrower than twice this do not join the lumen to the lung
     wall_mm: float = 8.0  # dense tissue this close to the lumen is its wall; thin walls end of themselves
     fluid_mm: float = 30.0  # how far fluid and debris may fill it; 0 takes the wall alone
     vessel_mm: float = 3.0  # what hangs on to it and is narrower than twice this is no part of it
     air_share: float = 0.12  # of air in it all, below which it is a hole in a consolidation: the wall alone
     round: float = 0.2  # of it all, its largest inscribed sphere: less where it runs on into a consolidation
-    min_ml: float = 0.3  # of lumen: a sphere of 8 mm
+    min_ml: float = 1.0  # of lumen: a sphere of 12 mm; a honeycomb's cysts are smaller
     max_ml: float = 500.0
     compact: float = 0.17  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
 
     def __post_init__(self) -> None:
-        if self.air_hu >= self.dense_hu:
-            raise ValueError(f"cavity.air_hu {self.air_hu} must lie below cavity.dense_hu {self.dense_hu}")
-        for name in ("shell", "compact", "air_share", "round"):
+        if not self.air_hu or max(self.air_hu) >= self.dense_hu:
+            raise ValueError(
+                f"cavity.air_hu {self.air_hu} must be one or more numbers below cavity.dense_hu {self.dense_hu}"
+            )
+        for name in ("shell", "compact", "air_share", "round", "dark"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"cavity.{name} {getattr(self, name)} is a share, 0 to 1")
         for name in ("smooth_mm", "reach_mm", "neck_mm", "wall_mm", "fluid_mm", "vessel_mm"):
@@ -65,15 +74,36 @@ def find_cavities(
         return found
     hu, airways = hu[box], np.asarray(airways[box], dtype=bool)
     inside = np.asarray(lungs[box], dtype=bool) & ~airways
-    for core, near in _cores(_air(hu, inside, spacing_mm, config), spacing_mm, config):
-        lumen = _fill(core, hu[near], inside[near], spacing_mm, config)
-        around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
-        alone, air, dense = lumen[around], airways[near][around], hu[near][around] > config.dense_hu
-        if sphere_share(alone, spacing_mm) < config.compact or joined_share(alone, air) > config.joined:
-            continue
-        if enclosed_share(alone, dense) >= config.shell:
-            found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
+    if not inside.any():
+        return found
+    dark_hu = max(float(np.median(hu[inside])) - config.darker_hu, config.darkest_hu)
+    sigma_vox, levels = [config.smooth_mm / mm for mm in spacing_mm], sorted({dark_hu, *config.air_hu})
+    below = smoothed_below(hu, sigma_vox, levels, inside)
+    dark = below >= len(levels) - levels.index(dark_hu)
+    for air_hu in config.air_hu:
+        air = below >= len(levels) - levels.index(air_hu)
+        for core, near in _cores(air, spacing_mm, config):
+            if dark[near][core].mean() < config.dark:
+                continue
+            lumen = _fill(core, air_hu, hu[near], inside[near], spacing_mm, config)
+            if _is_cavity(lumen, hu[near], airways[near], spacing_mm, config):
+                found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
     return found
+
+
+def _is_cavity(
+    lumen: np.ndarray, hu: np.ndarray, airways: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+) -> bool:
+    """Whether a body of air is large enough, compact, apart from the airways and enclosed."""
+    if not config.min_ml <= lumen.sum() * np.prod(spacing_mm) / 1000 <= config.max_ml:
+        return False
+    around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
+    alone = lumen[around]
+    if sphere_share(alone, spacing_mm) < config.compact:
+        return False
+    if joined_share(alone, airways[around]) > config.joined:
+        return False
+    return enclosed_share(alone, hu[around] > config.dense_hu) >= config.shell
 
 
 def enclosed_share(lumen: np.ndarray, dense: np.ndarray) -> float:
@@ -104,10 +134,6 @@ def _shell(lumen: np.ndarray) -> np.ndarray:
     return ndimage.binary_dilation(lumen, FACES) & ~lumen
 
 
-def _air(hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> np.ndarray:
-    return smoothed_below(hu, [config.smooth_mm / mm for mm in spacing_mm], config.air_hu, inside)
-
-
 def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterator[tuple[np.ndarray, Box]]:
     """The inside of each body of air of a cavity's size, in a box with room for the wall, and that box.
 
@@ -119,17 +145,16 @@ def _cores(air: np.ndarray, spacing_mm: Spacing, config: CavityConfig) -> Iterat
     stats = cc3d.statistics(labels, no_slice_conversion=False)
     room_mm = max(config.wall_mm, config.fluid_mm) + max(config.reach_mm, *spacing_mm) + config.neck_mm
     for label in range(1, int(labels.max()) + 1):
-        # A core is never larger than its lumen, and rarely less than a twentieth of it.
+        # An eroded core is never larger than its lumen, and rarely less than a twentieth of it.
         if not config.min_ml / 20 <= stats["voxel_counts"][label] * voxel_ml <= config.max_ml:
             continue
         # In a box that the grown core fits, then in one with room for the wall.
         grown = _widened(stats["bounding_boxes"][label], config.neck_mm, spacing_mm, air.shape)
         core = (labels[grown] == label).view(np.uint8)
-        lumen = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[grown]
-        if config.min_ml <= np.count_nonzero(lumen) * voxel_ml <= config.max_ml:
-            near = _widened(stats["bounding_boxes"][label], room_mm, spacing_mm, air.shape)
-            room = [(g.start - n.start, n.stop - g.stop) for g, n in zip(grown, near, strict=True)]
-            yield np.pad(lumen, room), near
+        body = ndimage.maximum_filter(core, width, mode="constant").view(bool) & air[grown]
+        near = _widened(stats["bounding_boxes"][label], room_mm, spacing_mm, air.shape)
+        room = [(g.start - n.start, n.stop - g.stop) for g, n in zip(grown, near, strict=True)]
+        yield np.pad(body, room), near
 
 
 def _widened(box: Box, margin_mm: float, spacing_mm: Spacing, shape: tuple[int, ...]) -> Box:
@@ -144,10 +169,15 @@ def _widened(box: Box, margin_mm: float, spacing_mm: Spacing, shape: tuple[int, 
 
 
 def _fill(
-    core: np.ndarray, hu: np.ndarray, inside: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+    core: np.ndarray,
+    air_hu: float,
+    hu: np.ndarray,
+    inside: np.ndarray,
+    spacing_mm: Spacing,
+    config: CavityConfig,
 ) -> np.ndarray:
     """The lumen: its core, out to where density is halfway to the wall's but no further than `reach_mm`."""
-    halfway_hu = (config.air_hu + config.dense_hu) / 2
+    halfway_hu = (air_hu + config.dense_hu) / 2
     near = dilate(core, max(config.reach_mm, *spacing_mm), spacing_mm)
     return _joined_to(core, core | (inside & near & (hu < halfway_hu)))
 

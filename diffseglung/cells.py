@@ -26,10 +26,17 @@ class Cells:
         return (self.evidence[..., 6] > 0) & np.isfinite(self.evidence).all(axis=-1)
 
 
-def describe_cells(scan: Scan, patches: PatchConfig, teacher: TeacherConfig) -> Cells:
-    """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only."""
+def describe_cells(
+    scan: Scan, patches: PatchConfig, teacher: TeacherConfig, certain: np.ndarray | None = None
+) -> Cells:
+    """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only.
+
+    `certain` bool (z, y, x): what is known already and says nothing of its surroundings (`certain.no_evidence`).
+    """
     window, cell = patches.window_vox, patches.cell_vox
     lungs = core(scan.lungs, patches)
+    if certain is not None:
+        lungs &= ~certain
     evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
     wall = ndimage.binary_dilation(scan.airways)

@@ -1,4 +1,4 @@
-"""Filters for whole scans that keep no second scan in memory: they answer with a mask, a slice at a time."""
+"""Filters for whole scans that keep no second scan of floats: they answer in bytes, a slice at a time."""
 
 from collections.abc import Sequence
 
@@ -9,16 +9,18 @@ from scipy import ndimage
 LONGEST = 254  # what a run of voxels is counted to
 
 
-def smoothed_below(hu: np.ndarray, sigma_vox: Sequence[float], limit: float, where: np.ndarray) -> np.ndarray:
-    """Where density, smoothed by a Gaussian, lies below a limit: bool (z, y, x), False where it is not asked.
+def smoothed_below(
+    hu: np.ndarray, sigma_vox: Sequence[float], limits: Sequence[float], where: np.ndarray
+) -> np.ndarray:
+    """How many of some limits density, smoothed by a Gaussian, lies below: uint8 (z, y, x), 0 where it is not asked.
 
     hu (z, y, x), `where` a bool mask, `sigma_vox` along (z, y, x). As scipy's `gaussian_filter`, with its reach of
     four standard deviations and its mirrored borders, but in one go and for the rows that are asked alone.
     """
     z, y, x = (_gaussian(sigma) for sigma in sigma_vox)
-    out = np.zeros(hu.shape, bool)
+    out = np.zeros(hu.shape, np.uint8)
     if out.size:
-        _smoothed_below(hu, z, y, x, np.float32(limit), where, out)
+        _smoothed_below(hu, z, y, x, np.asarray(limits, np.float32), where, out)
     return out
 
 
@@ -53,7 +55,7 @@ def _mirrored(i, count):
 
 
 @numba.njit(nogil=True, cache=True)
-def _smoothed_below(hu, wz, wy, wx, limit, where, out):
+def _smoothed_below(hu, wz, wy, wx, limits, where, out):
     depth, height, width = hu.shape
     reach_z, reach_y, reach_x = len(wz) - 1, len(wy) - 1, len(wx) - 1
     ring = np.empty((2 * reach_z + 1, height, width), np.float32)  # slices smoothed along y and x
@@ -88,8 +90,9 @@ def _smoothed_below(hu, wz, wy, wx, limit, where, out):
             for k in range(1, reach_z + 1):
                 before, behind = _mirrored(z - k, depth) % len(ring), _mirrored(z + k, depth) % len(ring)
                 _blend(ring[before, y], ring[behind, y], wz[k], total, False)
-            for x in range(width):
-                out[z, y, x] = where[z, y, x] and total[x] < limit
+            for limit in limits:
+                for x in range(width):
+                    out[z, y, x] += where[z, y, x] and total[x] < limit
 
 
 @numba.njit(nogil=True, cache=True)

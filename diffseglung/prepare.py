@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from diffseglung.anatomy import find_anatomy
-from diffseglung.cells import core, describe_cells
+from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cells import Cells, core, describe_cells
+from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence
 from diffseglung.config import Config
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable
@@ -43,7 +44,7 @@ def prepare_case(
     if not corners:
         raise ValueError(f"no patch of {config.patches.size_vox} voxels holds any lung")
     size = config.patches.size_vox
-    cells = describe_cells(scan, config.patches, config.teacher)
+    cells = cells_of(volume, anatomy, scan, config)
     local = describe_windows(
         scan.hu,
         core(scan.lungs, config.patches),
@@ -97,13 +98,20 @@ def labelled_cells(
     """
     anatomy = find_anatomy(volume, config.anatomy, lungs)
     scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    cells = describe_cells(scan, config.patches, config.teacher)
+    cells = cells_of(volume, anatomy, scan, config)
     tissue = cell_tissues(truth, volume, scan, config.patches)
     which = cells.inside & (tissue > 0)
     evidence = cells.evidence[which]
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     table = CellTable(evidence, cells.descriptors[which], np.zeros((len(evidence), 0), np.float32), reference)
     return table, tissue[which]
+
+
+def cells_of(volume: Volume, anatomy: Anatomy, scan: Scan, config: Config) -> Cells:
+    """Evidence and descriptors of each cell of a scan, as `segment.observe` has them."""
+    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
+    certain = no_evidence(enclosed_air(volume, anatomy, config), hilar, volume, scan)
+    return describe_cells(scan, config.patches, config.teacher, certain)
 
 
 def cell_tissues(truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig) -> np.ndarray:

@@ -24,7 +24,7 @@ class RefineConfig:
     iterations: int = 120
     dt: float = 0.14  # per iteration, in squared voxels of the finest axis
     rho: float = 0.01  # pull back to what the mixture said; sqrt(dt / rho) voxels is how far a voxel is heard
-    edge_hu: float = 60.0  # E0: the density step over `edge_mm` at which the flow has halved
+    edge_hu: float = 30.0  # E0: the density step over `edge_mm` at which the flow has halved
     edge_mm: float = 4.0  # what the Sobel operator spans on a 2 mm grid
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1

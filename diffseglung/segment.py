@@ -9,12 +9,10 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.anatomy.morphology import distance_mm
-from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
-from diffseglung.config import Config
+from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence, on_scan
 from diffseglung.features import extract
-from diffseglung.grid import crop_grid, largest_of, resample_labels
+from diffseglung.grid import crop_grid, largest_of
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
@@ -101,7 +99,8 @@ def observe(
     with watch("cavities"):
         cavities = enclosed_air(volume, anatomy, config)
     with watch("cells"):
-        cells = describe_cells(scan, config.patches, config.teacher)
+        certain = no_evidence(cavities, hilar, volume, scan)
+        cells = describe_cells(scan, config.patches, config.teacher, certain)
     with watch("features"):
         features = extract(model.student, scan, config.patches, config.features, progress)
     return Observation(volume, anatomy, scan, cavities, hilar, cells, features, watch)
@@ -187,37 +186,11 @@ def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     return fine * lungs
 
 
-def enclosed_air(volume: Volume, anatomy: Anatomy, config: Config) -> np.ndarray:
-    """Cavities on the volume's own grid, where their walls are still thin and whole: bool (z, y, x)."""
-    cavities = np.zeros(volume.shape, bool)
-    box = lung_box(anatomy.side)
-    if box is not None:
-        near = anatomy.within(box)
-        airways = near.airways
-        found = find_cavities(volume.hu[box], near.lungs, airways, volume.spacing_mm, config.cavity)
-        cavities[box] = found & ~airways
-    return cavities
-
-
-def hilar_vessels(volume: Volume, anatomy: Anatomy, scan: Scan, hilum_mm: float) -> np.ndarray:
-    """Arteries, veins and bronchial walls near the large airways, on the volume's own grid: bool (z, y, x).
-
-    Further out a honeycomb's walls may pass for vessels; here hardly anything but vessels looks like one.
-    """
-    hilar = np.zeros(volume.shape, bool)
-    box = lung_box(anatomy.side)
-    if box is not None:
-        near = distance_mm(scan.airways, scan.grid.spacing_mm) < hilum_mm
-        near = resample_labels(near, scan.grid, crop_grid(volume.grid, box)) > 0
-        hilar[box] = anatomy.within(box).vessels & near
-    return hilar
-
-
 def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """What is known needs no cluster: hilar vessels are no disease, air that dense tissue encloses is a cavity."""
     for mask, tissue in ((seen.hilar, Tissue.HEALTHY), (seen.cavities, Tissue.CAVITY)):
         if mask.any():
-            known = resample_labels(mask, seen.volume.grid, seen.scan.grid) > 0
+            known = on_scan(mask, seen.volume, seen.scan)
             posteriors[:, known] = 0
             posteriors[tissue - 1, known] = 1
     return posteriors

@@ -4,6 +4,7 @@ A cell (8 mm) is described by its surroundings (a 16 mm window): five HU percent
 and how much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
 """
 
+from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +19,29 @@ EVIDENCE = (*PERCENTILES, "log_mesh", "lung_fraction", "vessel_fraction")
 # Where the mode of a healthy lung may lie: above what a deep breath leaves, so that emphysema is not taken for it.
 MODE_HU = (-905, -650)
 
+DEEP_BREATH_HU = -860.0  # the mode of healthy lung after a deep breath, for which absolute HU are given
+
 VESSEL = 7  # a helper class beyond the tissues: "vessel or airway wall", merged into healthy at the end
+
+
+class Counted(Enum):
+    """What a tissue's HU are counted from."""
+
+    ABSOLUTE = "water and air: fluid, what is solid"
+    LUNG = "the scan's own lung mode: parenchyma"
+    DENSER_LUNG = "absolute, but as much above as the lung is denser than after a deep breath: holes among it"
+
+    def shift_hu(self, mode_hu: np.ndarray) -> np.ndarray:
+        """What a scan's lung mode (n,) adds to them."""
+        if self is Counted.ABSOLUTE:
+            return np.zeros_like(mode_hu)
+        return mode_hu if self is Counted.LUNG else np.maximum(mode_hu - DEEP_BREATH_HU, 0)
 
 
 class Prototype(NamedTuple):
     """Mean and spread of a tissue's percentiles (HU) and of its mesh (log of `teacher.hollow`, beside the lung's)."""
 
-    relative: bool  # HU counted from the scan's own lung mode (parenchyma) or absolute (fluid, solid)
+    counted: Counted
     hu: tuple[float, float, float, float, float]
     spread_hu: tuple[float, float, float, float, float]
     mesh: float
@@ -36,27 +53,27 @@ class Prototype(NamedTuple):
 _TRIAL = "fitted by hand on digital phantoms that no score uses"
 PROTOTYPES: dict[int, Prototype] = {
     Tissue.HEALTHY: Prototype(
-        True, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.3, 0.3,
+        Counted.LUNG, (-45, -25, 0, 45, 140), (35, 35, 45, 100, 140), 0.0, 0.3, 0.3,
         "definition of the lung mode; vessels give the upper tail",
     ),
     Tissue.EMPHYSEMA: Prototype(
-        False, (-985, -960, -910, -840, -720), (25, 35, 60, 70, 150), 0.4, 0.35, 0.1,
-        "LAA-950: holes below -950 HU among what is left of the lung (Gevenois 1996)",
+        Counted.DENSER_LUNG, (-985, -960, -910, -840, -720), (25, 35, 60, 70, 150), 0.4, 0.35, 0.2,
+        "LAA-950: holes below -950 HU among what is left of the lung (Gevenois 1996); prior: validation phantoms",
     ),
     Tissue.GROUND_GLASS: Prototype(
-        False, (-780, -710, -630, -545, -455), (80, 90, 100, 130, 170), 0.05, 0.35, 0.1,
+        Counted.ABSOLUTE, (-780, -710, -630, -545, -455), (80, 90, 100, 130, 170), 0.05, 0.35, 0.1,
         "-750 to -300 HU, vessels stay visible (Fleischner glossary, Hansell 2008); " + _TRIAL,
     ),
     Tissue.FIBROSIS: Prototype(
-        False, (-840, -750, -610, -490, -400), (70, 90, 100, 120, 140), 1.1, 0.3, 0.1,
+        Counted.ABSOLUTE, (-840, -750, -610, -490, -400), (70, 90, 100, 120, 140), 1.1, 0.3, 0.1,
         "honeycomb: air cysts of -900 HU between walls of -300 HU (Hansell 2008); " + _TRIAL,
     ),
     Tissue.CONSOLIDATION: Prototype(
-        False, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.4, 0.5, 0.1,
+        Counted.ABSOLUTE, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.4, 0.5, 0.1,
         "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
     ),
     VESSEL: Prototype(
-        True, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.3,
+        Counted.LUNG, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.3,
         "lung pierced by a vessel or an airway wall; " + _TRIAL,
     ),
 }  # fmt: skip
@@ -92,11 +109,11 @@ def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
     known = evidence[np.isfinite(evidence).all(axis=1)]
     median_hu, mesh = known[:, 2], known[:, 5]
     if not config.scan_relative or not len(known):
-        return Reference(-860.0, float(np.median(mesh)) if len(known) else 0.0)
+        return Reference(DEEP_BREATH_HU, float(np.median(mesh)) if len(known) else 0.0)
     edges = np.arange(MODE_HU[0], MODE_HU[1] + 5, 5)
     counts = np.histogram(median_hu, edges)[0].astype(float)
     if not counts.any():
-        return Reference(-860.0, float(np.median(mesh)))
+        return Reference(DEEP_BREATH_HU, float(np.median(mesh)))
     kernel = np.exp(-0.5 * (np.arange(-6, 7) / 3) ** 2)
     mode = float(edges[np.convolve(counts, kernel, mode="same").argmax()] + 2.5)
     near = np.abs(median_hu - mode) < 40
@@ -119,7 +136,7 @@ def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: Ti
     out = np.empty((len(cells), len(ANCHORED)))
     for column, tissue in enumerate(ANCHORED):
         p = PROTOTYPES[tissue]
-        hu = np.array(p.hu) + (np.atleast_1d(reference.mode_hu)[:, None] if p.relative else 0)
+        hu = np.array(p.hu) + p.counted.shift_hu(np.atleast_1d(reference.mode_hu))[:, None]
         z = (cells[:, :5] - hu) / np.array(p.spread_hu)
         mesh = (cells[:, 5] - reference.log_mesh - p.mesh) / p.mesh_spread
         scale = np.log(p.spread_hu).sum() + np.log(p.mesh_spread)

@@ -8,6 +8,7 @@ from scipy import ndimage
 from skimage.morphology import convex_hull_image
 from skimage.segmentation import watershed
 
+from diffseglung.anatomy.bronchograms import dense_around_bronchi, open_bronchi
 from diffseglung.anatomy.morphology import (
     Spacing,
     bounding_box,
@@ -165,6 +166,14 @@ def close_over_disease(
                 break
             whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
                 bodies, 8.0, spacing_mm
+            )
+            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
+    bronchi = open_bronchi(lungs > 0, hu, airways, hilar, spacing_mm)
+    for number in np.unique(side[side > 0]):
+        bodies = dense_around_bronchi(lungs, number, bronchi, hu, airways, spacing_mm)
+        if bodies.any():
+            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
+                bodies, 4.0, spacing_mm
             )
             lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
     return lungs

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from diffseglung.cavity import CavityConfig, enclosed_share, find_cavities
 
@@ -41,6 +42,26 @@ def test_healthy_lung_inside_the_mask_holds_no_cavity():
     hu, lungs, _ = lung()
     hu[:] -= 30  # at -860 HU all of it is "air"
     assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+
+
+def test_a_small_lumen_in_a_thick_wall_is_found_though_blur_mixes_its_air_with_the_wall():
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[r < 15] = 30
+    hu[r < 8] = -960
+    hu = ndimage.gaussian_filter(hu, 1.2)
+    assert (hu[r < 8] < -850).mean() < 0.3
+    cavity = find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig())
+    assert dice(cavity, r < 15) > 0.85
+
+
+def test_lung_that_dense_tissue_shuts_in_is_no_cavity():
+    """As between lobules of a pneumonia: enclosed as a lumen is, and no darker than the lung around it."""
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[(r < 16) & (r >= 12)] = 30
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+    assert find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig(dark=0.0)).any()
 
 
 def test_an_emphysema_hole_is_no_cavity():
@@ -147,7 +168,8 @@ def test_no_lung_no_cavity():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"air_hu": -200.0}, "below cavity.dense_hu"),
+        ({"air_hu": (-850.0, -200.0)}, "below cavity.dense_hu"),
+        ({"air_hu": ()}, "below cavity.dense_hu"),
         ({"shell": 1.5}, "shell 1.5 is a share"),
         ({"vessel_mm": -1.0}, "vessel_mm -1.0"),
         ({"min_ml": 0.0}, "min_ml"),

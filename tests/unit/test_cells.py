@@ -47,6 +47,21 @@ def test_the_vessel_is_known_in_its_own_cell_alone(cells):
     assert share.sum() == 0.5
 
 
+def test_what_is_known_already_says_nothing_of_its_surroundings():
+    """A cavity's wall: without it the lung around is as it was, and cells of nothing else are not judged."""
+    with_wall, certain = scan(), np.zeros(SHAPE, bool)
+    certain[4:12, 8:16, :6] = True
+    with_wall.hu[certain] = 40
+    blind = describe_cells(with_wall, PatchConfig(), TeacherConfig())
+    knowing = describe_cells(with_wall, PatchConfig(), TeacherConfig(), certain)
+    p90 = EVIDENCE.index("p90_hu")
+    beside = (0, 2, 0)
+    assert blind.evidence[beside][p90] > -200
+    assert knowing.evidence[beside][p90] < -750
+    assert blind.inside[1, 2, 0]
+    assert not knowing.inside[1, 2, 0]
+
+
 def test_a_wedge_too_narrow_to_be_judged_is_left_out_and_the_lung_beside_it_stays():
     lungs = np.zeros((24, 40, 40), bool)
     lungs[2:22, 2:22, 2:38] = True

@@ -23,7 +23,7 @@ def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[
     evidence = np.ones((n, 8), np.float32)
     for tissue in ANCHORED:
         p, rows = PROTOTYPES[tissue], kind == tissue
-        hu = np.array(p.hu) + (-850 if p.relative else 0)
+        hu = np.array(p.hu) + p.counted.shift_hu(np.array(-850.0))
         evidence[rows, :5] = np.sort(hu + rng.normal(size=(rows.sum(), 5)) * np.array(p.spread_hu), axis=1)
         evidence[rows, 5] = 3.5 + p.mesh + p.mesh_spread * rng.normal(size=rows.sum())
     evidence[:, 7] = 0

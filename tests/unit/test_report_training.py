@@ -17,7 +17,8 @@ def cells_of(tissues: list[Tissue], model: Model, each: int = 200) -> CellTable:
     for i, tissue in enumerate(tissues):
         one = PROTOTYPES[tissue]
         rows = evidence[i * each : (i + 1) * each]
-        rows[:, :5] = np.array(one.hu) + (-850 if one.relative else 0) + rng.normal(0, 5, (each, 1))
+        hu = np.array(one.hu) + one.counted.shift_hu(np.array(-850.0))
+        rows[:, :5] = hu + rng.normal(0, 5, (each, 1))
         rows[:, 5], rows[:, 6] = one.mesh, 1
     n, width = len(evidence), len(model.mixture.arrays["features.mean"])
     descriptors = model.standardiser.center + model.standardiser.scale * rng.normal(size=(n, 34))

@@ -21,7 +21,7 @@ REFERENCE = Reference(-850.0, 3.5)
 def cell(tissue: int, reference: Reference = REFERENCE, vessel: float = 0.0) -> np.ndarray:
     """A cell that is its tissue's prototype."""
     p = PROTOTYPES[tissue]
-    hu = np.array(p.hu) + (reference.mode_hu if p.relative else 0)
+    hu = np.array(p.hu) + p.counted.shift_hu(np.array(reference.mode_hu))
     return np.array([*hu, reference.log_mesh + p.mesh, 1.0, vessel])
 
 
@@ -39,6 +39,23 @@ def test_a_deeper_breath_changes_no_name():
             for r in (REFERENCE, inflated)
         )
         assert here == there
+
+
+def test_holes_in_a_shallow_breath_are_emphysema_though_none_is_below_950():
+    """In a lung at -800 HU the air of a hole is mixed with denser lung; after a deep breath -950 HU stays the line."""
+    holes = cell(Tissue.EMPHYSEMA, Reference(-800.0, 3.5))
+    assert holes[0] == PROTOTYPES[Tissue.EMPHYSEMA].hu[0] + 60
+
+    def name(evidence: np.ndarray, mode_hu: float) -> int:
+        log_p = anchor_log_likelihood(evidence[None], Reference(mode_hu, 3.5), TissueConfig()) + np.log(
+            prior()
+        )
+        return ANCHORED[int(log_p.argmax())]
+
+    assert name(holes, -800.0) == Tissue.EMPHYSEMA
+    assert name(holes, -860.0) == Tissue.HEALTHY
+    assert name(cell(Tissue.EMPHYSEMA, Reference(-900.0, 3.5)), -900.0) == Tissue.EMPHYSEMA
+    assert cell(Tissue.EMPHYSEMA, Reference(-900.0, 3.5))[0] == PROTOTYPES[Tissue.EMPHYSEMA].hu[0]
 
 
 def test_a_cell_full_of_vessel_is_no_disease():

@@ -47,6 +47,7 @@ def make_chest(
     *,
     mass: bool = False,
     consolidation: bool = False,
+    filled_angle: bool = False,
     effusion: bool = False,
     bullae: bool = False,
     bowel: bool = False,
@@ -88,6 +89,13 @@ def make_chest(
         hu[parts["consolidation"]] = 35
         for z in (-38, -18, 2):
             hu[rod((z, 30, -84), (z + 8, 18, -106), 2.2) & parts["consolidation"]] = -900
+    if filled_angle:
+        # The lung's lower end behind, down to the diaphragm and back to the ribs, its bronchi open.
+        parts["filled_angle"] = lungs & (at_x < 0) & (at_z < 0.8 * at_y - 60)
+        hu[parts["filled_angle"]] = 35
+        for y, x in ((15, -66), (30, -84), (30, -54), (42, -68)):
+            z = 0.8 * y - 60
+            hu[rod((z, y, x), (z - 18, y + 15, x), 2.5) & parts["filled_angle"]] = -900
     if effusion:
         # It lies behind the lung, a layer of water that is thickest in the middle.
         parts["effusion"] = ball(-10, 72, -64, 62, 34, 46) & lungs

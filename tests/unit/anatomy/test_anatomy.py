@@ -91,6 +91,15 @@ def test_consolidation_along_the_ribs_is_lung_and_liver_and_heart_are_not():
     assert share(chest.lungs, anatomy.lungs) > 0.96
 
 
+def test_consolidation_that_fills_an_angle_is_lung_by_its_open_bronchi():
+    chest = make_chest(filled_angle=True)
+    anatomy = find_anatomy(scan(chest))
+    assert chest.parts["filled_angle"].sum() * np.prod(SPACING_MM) / 1000 > 60
+    # As far as its bronchi span; without them 2% of it.
+    assert share(anatomy.lungs, chest.parts["filled_angle"]) > 0.35
+    assert share(chest.lungs, anatomy.lungs) > 0.98
+
+
 def test_fluid_behind_the_lung_stays_out():
     chest = make_chest(effusion=True)
     anatomy = find_anatomy(scan(chest), COARSE)
