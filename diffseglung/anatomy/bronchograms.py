@@ -85,5 +85,5 @@ def _are_bronchi(inside: np.ndarray, hu: np.ndarray, spacing_mm: Spacing) -> boo
     """Whether the thin air in a body is more than a bubble, a blurred fold and noise of single voxels."""
     _, sizes = components(inside, connectivity=26)
     ml = sizes.sum() * float(np.prod(spacing_mm)) / 1000
-    several = np.count_nonzero(sizes > 1) >= MIN_BRONCHI
-    return several and ml >= MIN_BRONCHI_ML and bool(hu[inside].min() <= EMPTY_HU)
+    several = int(np.count_nonzero(sizes > 1)) >= MIN_BRONCHI
+    return bool(several and ml >= MIN_BRONCHI_ML and hu[inside].min() <= EMPTY_HU)
