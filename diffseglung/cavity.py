@@ -32,6 +32,7 @@ class CavityConfig:
     dark: float = 0.1  # share of a lumen that is
     dense_hu: float = -300.0  # shell and wall: density above this
     shell: float = 0.65  # share of the lumen's surface that must be dense; a bulla among walls has up to .6
+    own: float = 0.3  # share of it whose dense wall is lung: ribs and heart shut in the tip of a healthy one
     reach_mm: float = 3.0  # how far the smoothed air may lie inside the lumen's true border
     joined: float = 0.03  # share of the lumen's surface above which it belongs to the airway tree
     neck_mm: float = 1.0  # leaks narrower than twice this do not join the lumen to the lung
@@ -49,7 +50,7 @@ class CavityConfig:
             raise ValueError(
                 f"cavity.air_hu {self.air_hu} must be one or more numbers below cavity.dense_hu {self.dense_hu}"
             )
-        for name in ("shell", "compact", "air_share", "round", "dark"):
+        for name in ("shell", "own", "compact", "air_share", "round", "dark"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"cavity.{name} {getattr(self, name)} is a share, 0 to 1")
         for name in ("smooth_mm", "reach_mm", "neck_mm", "wall_mm", "fluid_mm", "vessel_mm"):
@@ -86,15 +87,20 @@ def find_cavities(
             if dark[near][core].mean() < config.dark:
                 continue
             lumen = _fill(core, air_hu, hu[near], inside[near], spacing_mm, config)
-            if _is_cavity(lumen, hu[near], airways[near], spacing_mm, config):
+            if _is_cavity(lumen, hu[near], inside[near], airways[near], spacing_mm, config):
                 found[box][near] |= _with_wall(lumen, hu[near], inside[near], spacing_mm, config)
     return found
 
 
 def _is_cavity(
-    lumen: np.ndarray, hu: np.ndarray, airways: np.ndarray, spacing_mm: Spacing, config: CavityConfig
+    lumen: np.ndarray,
+    hu: np.ndarray,
+    inside: np.ndarray,
+    airways: np.ndarray,
+    spacing_mm: Spacing,
+    config: CavityConfig,
 ) -> bool:
-    """Whether a body of air is large enough, compact, apart from the airways and enclosed."""
+    """Whether a body of air is large enough, compact, apart from the airways and enclosed, in part by lung."""
     if not config.min_ml <= lumen.sum() * np.prod(spacing_mm) / 1000 <= config.max_ml:
         return False
     around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
@@ -103,7 +109,10 @@ def _is_cavity(
         return False
     if joined_share(alone, airways[around]) > config.joined:
         return False
-    return enclosed_share(alone, hu[around] > config.dense_hu) >= config.shell
+    dense = hu[around] > config.dense_hu
+    if enclosed_share(alone, dense) < config.shell:
+        return False
+    return enclosed_share(alone, dense & inside[around]) >= config.own
 
 
 def enclosed_share(lumen: np.ndarray, dense: np.ndarray) -> float:

@@ -64,6 +64,17 @@ def test_lung_that_dense_tissue_shuts_in_is_no_cavity():
     assert find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig(dark=0.0)).any()
 
 
+def test_the_tip_of_a_lung_between_heart_and_ribs_is_no_cavity_however_empty():
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    tip = r < 12
+    lungs &= tip | (grid[2] < -30)
+    hu[~lungs] = 40
+    hu[tip] = -960
+    assert not find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig()).any()
+    assert find_cavities(hu, lungs, np.zeros_like(lungs), SPACING, CavityConfig(own=0.0)).any()
+
+
 def test_an_emphysema_hole_is_no_cavity():
     hu, lungs, grid = lung()
     hu[radius(grid) < 14] = -980
