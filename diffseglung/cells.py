@@ -36,7 +36,7 @@ def describe_cells(
     window, cell = patches.window_vox, patches.cell_vox
     lungs = core(scan.lungs, patches)
     if certain is not None:
-        lungs &= ~certain
+        lungs = lungs & ~certain
     evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
     # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
     wall = ndimage.binary_dilation(scan.airways)

@@ -138,7 +138,7 @@ def part_name(case_id: str) -> str:
 
 def prepared_settings(config: Config) -> dict[str, Any]:
     """What decides the patches: changing anything else leaves a workspace as good as it was."""
-    sections = ("volume", "anatomy", "patches", "teacher", "tissue")
+    sections = ("volume", "anatomy", "patches", "teacher", "tissue", "cavity")
     decisive = {name: asdict(getattr(config, name)) for name in sections}
     settings = {**decisive, "student": {"stride_vox": config.student.stride_vox}}
     return json.loads(json.dumps(settings, sort_keys=True))
