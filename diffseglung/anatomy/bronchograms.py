@@ -8,8 +8,8 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy.morphology import Spacing, closing, components, dilate, distance_mm, opening
+from diffseglung.anatomy.wall import BONE_HU
 
-BONE_HU = 220
 SOFT_HU, OPEN_HU = -50, -200  # a bronchus is this open on a grid of 2 mm, in tissue this dense
 BRONCHUS_MM = 4.0  # the widest radius
 RIM_MM = 4.0  # half lung, half wall: as light as a bronchus

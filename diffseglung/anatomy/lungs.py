@@ -19,10 +19,9 @@ from diffseglung.anatomy.morphology import (
     erode,
     opening,
 )
-from diffseglung.anatomy.wall import dense_at_ribs
+from diffseglung.anatomy.wall import BONE_HU, dense_at_ribs
 
 AIR_HU = -400  # half-way from healthy lung (-850) to soft tissue (50)
-BONE_HU = 220
 ROOM_AIR_HU = -970  # no lung is so empty; a miscalibrated scanner's room air still is
 
 
@@ -153,29 +152,26 @@ def close_over_disease(
         closed = closing(air, 4.0, spacing_mm) | (closing(air, closing_mm, spacing_mm) & ~hilar)
         closed = ndimage.binary_fill_holes(closed) | _enclosed_in_planes(closed)
         lungs[closed & (lungs == 0) & ~airways] = number
+
+    def take_in(number: int, bodies: np.ndarray, rim_mm: float) -> None:
+        """Bodies become lung, and so does what lies between them and it."""
+        if bodies.any():
+            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm)
+            whole &= dilate(bodies, rim_mm, spacing_mm)
+            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
+
     for number in np.unique(side[side > 0]):
         bodies = dense_at_ribs(lungs, number, hu, airways, spacing_mm)
-        if bodies.any():
-            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
-                bodies, 8.0, spacing_mm
-            )
-            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
+        take_in(number, bodies, 8.0)
         for _ in range(2):
             bodies = _dense_disease(lungs, number, hu, airways, hilar, spacing_mm, disease_mm)
             if not bodies.any():
                 break
-            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
-                bodies, 8.0, spacing_mm
-            )
-            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
+            take_in(number, bodies, 8.0)
     bronchi = open_bronchi(lungs > 0, hu, airways, hilar, spacing_mm)
     for number in np.unique(side[side > 0]):
         bodies = dense_around_bronchi(lungs, number, bronchi, hu, airways, spacing_mm)
-        if bodies.any():
-            whole = closing((lungs == number) | bodies, closing_mm, spacing_mm) & dilate(
-                bodies, 4.0, spacing_mm
-            )
-            lungs[whole & (lungs == 0) & ~airways & (hu < BONE_HU)] = number
+        take_in(number, bodies, 4.0)
     return lungs
 
 
