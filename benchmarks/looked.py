@@ -167,7 +167,10 @@ class Bench:
     def cases(self, split: str) -> list[str]:
         """Their names; the phantoms are drawn where they are not there yet."""
         folder, count = self.phantoms(split), self.counts[split]
-        if not (folder / f"images/phantom-{count - 1:04d}.nii.gz").exists():
+        drawn = folder / "manifest.csv", folder / f"images/phantom-{count - 1:04d}.nii.gz"
+        if not all(
+            file.exists() for file in drawn
+        ):  # the manifest comes last; more may be asked for than there were
             write_manifest(folder, self.workers(delayed(self._drawn)(split, index) for index in range(count)))
         return [f"phantom-{index:04d}" for index in range(count)]
 

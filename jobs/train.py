@@ -11,8 +11,8 @@ The run and the model go to MLFLOW_TRACKING_URI, or to mlflow.db and mlartifacts
 version has segmented a test scan does the alias point at it.
 
 With --labels a few annotated scans correct what the mixture makes of a cell; the student never sees them. Of a scan
-that is annotated on some slices alone, the others are 0 in its label map. On phantoms one to eight scans gain .003 to
-.014 of mean Dice (docs/method.md); the model is marked as not label-free.
+that is annotated on some slices alone, the others are 0 in its label map. On phantoms one or two scans gain up
+to .009 of mean Dice, four or eight nothing (docs/method.md); the model is marked as not label-free.
 """
 
 from diffseglung_ray.config import JobParser, add_config_arguments, config_from, run_job
