@@ -14,6 +14,7 @@ import numba
 import numpy as np
 
 jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+inlined = numba.njit(inline="always", nogil=True, error_model="numpy")
 
 GABOR_FREQUENCIES = (0.10, 0.25, 0.40)
 """Cycles per voxel."""
@@ -308,8 +309,9 @@ def count_patterns(patterns, counts):
 #
 # A slice is filtered in strips of up to 96 columns, and what belongs to one row lies in one array at constant
 # distances: strides that the compiler knows, few arrays, and a bound that it can see make it use vector
-# instructions. Each loop sums the squares of its own row and takes the roots of the row before: the divider then
-# works beside the multipliers, not after them.
+# instructions. Each loop filters two rows, so that one has steps to do while the other waits for its own; it sums
+# the squares of these rows and takes the roots of the two before: the divider then works beside the multipliers,
+# not after them. After an odd count of rows comes one that is not lung.
 _STRIP = 96
 _FRAMED = _STRIP + 2 * REACH + 2
 _BLOCK = 16
@@ -340,58 +342,78 @@ _ODD = np.stack([_taps(cycles, math.sin) for cycles in _SLANT])
 _PARTS = 1 + 2 * len(_SLANT)
 
 
+@inlined
+def _smooth_at(values, at, step):
+    """What is smooth at a place along an axis whose voxels lie `step` apart."""
+    mean = GAUSS[0] * values[REACH * step + at]
+    for k in range(1, REACH + 1):
+        mean = fma(GAUSS[k], values[(REACH + k) * step + at] + values[(REACH - k) * step + at], mean)
+    return mean
+
+
 @jit
 def _smooth_y(strip, rows, width, out):
     """A strip smooth along y."""
-    for y in range(rows):
+    for y in range(0, rows, 2):
         a, smooth = strip[y * _FRAMED :], out[y * _FRAMED :]
         for x in range(min(width, _FRAMED)):
-            mean = GAUSS[0] * a[REACH * _FRAMED + x]
-            for k in range(1, REACH + 1):
-                mean = fma(GAUSS[k], a[(REACH + k) * _FRAMED + x] + a[(REACH - k) * _FRAMED + x], mean)
-            smooth[x] = mean
+            smooth[x], smooth[_FRAMED + x] = _smooth_at(a, x, _FRAMED), _smooth_at(a, _FRAMED + x, _FRAMED)
+
+
+@inlined
+def _straight_at(smooth, at, step):
+    """The mean around a voxel along one axis, and the squared responses of three waves along it.
+
+    .40 is half a cycle less .10: cos(.8 pi k) = (-1)^k cos(.2 pi k), so both come from the same two sums.
+    """
+    here = smooth[REACH * step + at]
+    mean, even, quarter = GAUSS[0] * here, _COS[0] * here, GAUSS[0] * here
+    first = second = odd = quarter_odd = _ZERO
+    for k in range(1, REACH + 1):
+        after, before = smooth[(REACH + k) * step + at], smooth[(REACH - k) * step + at]
+        mean = fma(GAUSS[k], after + before, mean)
+        if k % 2:
+            odd = fma(_COS[k], after + before, odd)
+            first = fma(_SIN[k], after - before, first)
+            quarter_odd = fma(_QUARTER[k], after - before, quarter_odd)
+        else:
+            even = fma(_COS[k], after + before, even)
+            second = fma(_SIN[k], after - before, second)
+            quarter = fma(_QUARTER[k], after + before, quarter)
+    re, im = fma(-_THROUGH[0], mean, even + odd), first + second
+    low = fma(re, re, im * im)
+    re, im = fma(-_THROUGH[1], mean, quarter), quarter_odd
+    middle = fma(re, re, im * im)
+    re, im = fma(-_THROUGH[2], mean, even - odd), first - second
+    return mean, low, middle, fma(re, re, im * im)
+
+
+@inlined
+def _add_roots(power, waves, wave, side, at, total):
+    """`total` and one wave's responses at a column of two rows, of which `power` has the squares, in the lung."""
+    total = fma(np.sqrt(power[wave * _STRIP + at]), side[at], total)
+    return fma(np.sqrt(power[(waves + wave) * _STRIP + at]), side[2 * _STRIP + at], total)
 
 
 def _straight_along(step: int, pitch: int, angle: int):
     """The three waves along one axis, from what is smooth along the other: |response| at 0 or 90 degrees.
 
-    side (y + 1, 2, 96): whether a voxel of the row before is lung, and the mean around the row's own voxel, which
-    is written. power (y + 1, 3, 96): squared responses of the row before, then of the row itself.
-    .40 is half a cycle less .10: cos(.8 pi k) = (-1)^k cos(.2 pi k), so both come from the same two sums.
+    side (y + 2, 2, 96): whether a voxel two rows before is lung, and the mean around the row's own voxel, which is
+    written. power (2, 3, 96): squared responses of the two rows before, then of the rows themselves.
     """
     low, middle, high = (f * 4 * _STRIP + angle * _STRIP for f in range(3))
 
     @jit
-    def straight(smooth, side, power, bands, rows, width, sums):
-        for y in range(rows):
-            a, s, p = smooth[y * pitch :], side[2 * y * _STRIP :], power[3 * y * _STRIP :]
-            out = sums[bands[y]]
+    def straight(smooth, side, power, rows, width, out):
+        for y in range(0, rows, 2):
+            a, s, p = smooth[y * pitch :], side[2 * y * _STRIP :], power
             for x in range(min(width, _STRIP)):
-                inside = s[x]
-                out[low + x] = fma(np.sqrt(p[x]), inside, out[low + x])
-                out[middle + x] = fma(np.sqrt(p[_STRIP + x]), inside, out[middle + x])
-                out[high + x] = fma(np.sqrt(p[2 * _STRIP + x]), inside, out[high + x])
-                here = a[REACH * step + x]
-                mean, even, quarter = GAUSS[0] * here, _COS[0] * here, GAUSS[0] * here
-                first = second = odd = quarter_odd = _ZERO
-                for k in range(1, REACH + 1):
-                    after, before = a[(REACH + k) * step + x], a[(REACH - k) * step + x]
-                    mean = fma(GAUSS[k], after + before, mean)
-                    if k % 2:
-                        odd = fma(_COS[k], after + before, odd)
-                        first = fma(_SIN[k], after - before, first)
-                        quarter_odd = fma(_QUARTER[k], after - before, quarter_odd)
-                    else:
-                        even = fma(_COS[k], after + before, even)
-                        second = fma(_SIN[k], after - before, second)
-                        quarter = fma(_QUARTER[k], after + before, quarter)
-                s[_STRIP + x] = mean
-                re, im = fma(-_THROUGH[0], mean, even + odd), first + second
-                p[3 * _STRIP + x] = fma(re, re, im * im)
-                re, im = fma(-_THROUGH[1], mean, quarter), quarter_odd
-                p[4 * _STRIP + x] = fma(re, re, im * im)
-                re, im = fma(-_THROUGH[2], mean, even - odd), first - second
-                p[5 * _STRIP + x] = fma(re, re, im * im)
+                out[low + x] = _add_roots(p, 3, 0, s, x, out[low + x])
+                out[middle + x] = _add_roots(p, 3, 1, s, x, out[middle + x])
+                out[high + x] = _add_roots(p, 3, 2, s, x, out[high + x])
+                here, below = _straight_at(a, x, step), _straight_at(a, pitch + x, step)
+                s[_STRIP + x], p[x], p[_STRIP + x], p[2 * _STRIP + x] = here
+                s[3 * _STRIP + x], p[3 * _STRIP + x], p[4 * _STRIP + x], p[5 * _STRIP + x] = below
 
     return straight
 
@@ -400,66 +422,79 @@ _straight_x = _straight_along(1, _FRAMED, 0)
 _straight_y = _straight_along(_PARTS * _STRIP, _PARTS * _STRIP, 2)
 
 
+@inlined
+def _parts_at(strip, at):
+    """What is smooth along x at a voxel, and the even and odd part of each slanted wave along x."""
+    here = strip[REACH + at]
+    mean = GAUSS[0] * here
+    even_0, even_1, even_2 = _EVEN[0, 0] * here, _EVEN[1, 0] * here, _EVEN[2, 0] * here
+    odd_0 = odd_1 = odd_2 = _ZERO
+    for k in range(1, REACH + 1):
+        after, before = strip[REACH + k + at], strip[REACH - k + at]
+        both, apart = after + before, after - before
+        mean = fma(GAUSS[k], both, mean)
+        even_0 = fma(_EVEN[0, k], both, even_0)
+        even_1 = fma(_EVEN[1, k], both, even_1)
+        even_2 = fma(_EVEN[2, k], both, even_2)
+        odd_0 = fma(_ODD[0, k], apart, odd_0)
+        odd_1 = fma(_ODD[1, k], apart, odd_1)
+        odd_2 = fma(_ODD[2, k], apart, odd_2)
+    return mean, even_0, odd_0, even_1, odd_1, even_2, odd_2
+
+
 @jit
 def _parts_x(strip, rows, width, parts):
-    """What is smooth along x, and the even and odd part of each slanted wave along x: parts (y, 7, 96)."""
-    for y in range(rows):
-        a, out = strip[y * _FRAMED :], parts[y * _PARTS * _STRIP :]
+    """The smooth, even and odd parts along x of a strip: parts (y, 7, 96)."""
+    pitch = _PARTS * _STRIP
+    for y in range(0, rows, 2):
+        a, out = strip[y * _FRAMED :], parts[y * pitch :]
         for x in range(min(width, _STRIP)):
-            here = a[REACH + x]
-            mean = GAUSS[0] * here
-            even_0, even_1, even_2 = _EVEN[0, 0] * here, _EVEN[1, 0] * here, _EVEN[2, 0] * here
-            odd_0 = odd_1 = odd_2 = _ZERO
-            for k in range(1, REACH + 1):
-                after, before = a[REACH + k + x], a[REACH - k + x]
-                both, apart = after + before, after - before
-                mean = fma(GAUSS[k], both, mean)
-                even_0 = fma(_EVEN[0, k], both, even_0)
-                even_1 = fma(_EVEN[1, k], both, even_1)
-                even_2 = fma(_EVEN[2, k], both, even_2)
-                odd_0 = fma(_ODD[0, k], apart, odd_0)
-                odd_1 = fma(_ODD[1, k], apart, odd_1)
-                odd_2 = fma(_ODD[2, k], apart, odd_2)
-            out[x] = mean
-            out[_STRIP + x], out[2 * _STRIP + x] = even_0, odd_0
-            out[3 * _STRIP + x], out[4 * _STRIP + x] = even_1, odd_1
-            out[5 * _STRIP + x], out[6 * _STRIP + x] = even_2, odd_2
+            here, below = _parts_at(a, x), _parts_at(a, _FRAMED + x)
+            for part in range(_PARTS):
+                out[part * _STRIP + x], out[pitch + part * _STRIP + x] = here[part], below[part]
 
 
-def _slanted_along_y(f: int):
-    """Both slanted waves of one frequency, from their parts along x.
+@inlined
+def _slanted_at(parts, at, mean, even, odd, through):
+    """Squared responses of both slanted waves of one frequency at a voxel, from their parts along x.
 
     The cos and sin of a sum: 45 and 135 degrees share their four products.
     """
+    pitch = _PARTS * _STRIP
+    even_even = fma(-through, mean, even[0] * parts[REACH * pitch + at])
+    odd_even = even[0] * parts[REACH * pitch + _STRIP + at]
+    even_odd = odd_odd = _ZERO
+    for k in range(1, REACH + 1):
+        after, before = parts[(REACH + k) * pitch + at], parts[(REACH - k) * pitch + at]
+        even_even = fma(even[k], after + before, even_even)
+        even_odd = fma(odd[k], after - before, even_odd)
+        after, before = parts[(REACH + k) * pitch + _STRIP + at], parts[(REACH - k) * pitch + _STRIP + at]
+        odd_even = fma(even[k], after + before, odd_even)
+        odd_odd = fma(odd[k], after - before, odd_odd)
+    re, im = even_even - odd_odd, odd_even + even_odd
+    up = fma(re, re, im * im)
+    re, im = even_even + odd_odd, odd_even - even_odd
+    return up, fma(re, re, im * im)
+
+
+def _slanted_along_y(f: int):
+    """Both slanted waves of one frequency; side as in `_straight_along`, power (2, 2, 96)."""
     even, odd = _EVEN[f], _ODD[f]
     through = np.float32((_sum(even) / _sum(GAUSS)) ** 2)
     pitch, begin = _PARTS * _STRIP, (1 + 2 * f) * _STRIP
     up, down = (4 * f + 1) * _STRIP, (4 * f + 3) * _STRIP
 
     @jit
-    def slanted(parts, side, power, bands, rows, width, sums):
-        for y in range(rows):
-            a, s, p = parts[y * pitch + begin :], side[2 * y * _STRIP :], power[2 * y * _STRIP :]
-            out = sums[bands[y]]
+    def slanted(parts, side, power, rows, width, out):
+        for y in range(0, rows, 2):
+            a, s, p = parts[y * pitch + begin :], side[2 * y * _STRIP :], power
             for x in range(min(width, _STRIP)):
-                inside = s[x]
-                out[up + x] = fma(np.sqrt(p[x]), inside, out[up + x])
-                out[down + x] = fma(np.sqrt(p[_STRIP + x]), inside, out[down + x])
-                even_even = fma(-through, s[_STRIP + x], even[0] * a[REACH * pitch + x])
-                odd_even = even[0] * a[REACH * pitch + _STRIP + x]
-                even_odd = odd_odd = _ZERO
-                for k in range(1, REACH + 1):
-                    after, before = a[(REACH + k) * pitch + x], a[(REACH - k) * pitch + x]
-                    even_even = fma(even[k], after + before, even_even)
-                    even_odd = fma(odd[k], after - before, even_odd)
-                    after = a[(REACH + k) * pitch + _STRIP + x]
-                    before = a[(REACH - k) * pitch + _STRIP + x]
-                    odd_even = fma(even[k], after + before, odd_even)
-                    odd_odd = fma(odd[k], after - before, odd_odd)
-                re, im = even_even - odd_odd, odd_even + even_odd
-                p[2 * _STRIP + x] = fma(re, re, im * im)
-                re, im = even_even + odd_odd, odd_even - even_odd
-                p[3 * _STRIP + x] = fma(re, re, im * im)
+                out[up + x] = _add_roots(p, 2, 0, s, x, out[up + x])
+                out[down + x] = _add_roots(p, 2, 1, s, x, out[down + x])
+                here = _slanted_at(a, x, s[_STRIP + x], even, odd, through)
+                below = _slanted_at(a, pitch + x, s[3 * _STRIP + x], even, odd, through)
+                p[x], p[_STRIP + x] = here
+                p[2 * _STRIP + x], p[3 * _STRIP + x] = below
 
     return slanted
 
@@ -469,12 +504,12 @@ _slanted_low, _slanted_middle, _slanted_high = (_slanted_along_y(f) for f in ran
 
 @jit
 def _last_roots(power, side, rows, width, waves, first, step, out):
-    """Add the responses in the last row: nobody came after it who took its roots."""
-    inside = side[2 * rows * _STRIP :]
+    """Add the responses in the last two rows: nobody came after them who took their roots."""
+    s = side[2 * (rows + rows % 2) * _STRIP :]
     for wave in range(waves):
-        p, total = power[(rows * waves + wave) * _STRIP :], out[(first + wave * step) * _STRIP :]
+        total = out[(first + wave * step) * _STRIP :]
         for x in range(min(width, _STRIP)):
-            total[x] = fma(np.sqrt(p[x]), inside[x], total[x])
+            total[x] = _add_roots(power, waves, wave, s, x, total[x])
 
 
 @jit
@@ -484,28 +519,30 @@ def fill_outside(hu, lungs, centre, scratch, out):
     hu and lungs (y, x); out (y + 14, blocks of 16 that hold x + 14). Blocks of a row without a voxel to fill
     are passed over. scratch is `fill_scratch`.
     """
-    known, rows, sums, missing = scratch
+    known, rows, sums, missing, todo = scratch
+    _spread_known(hu, lungs, centre, known, out)
+    for left in range(0, out.shape[1], _BLOCK):
+        _count_missing(lungs, left - REACH, missing)
+        _smooth_rows(known, left, _rows_near(missing, 2 * REACH, todo), rows)
+        _fill_rows(rows, known, left, _rows_near(missing, 0, todo), sums, out)
+
+
+@jit
+def _spread_known(hu, lungs, centre, known, out):
+    """Write what the lung says: known (y + 28, weights and weighted HU side by side), and out within its frame."""
     height, width = hu.shape
     frame, half = 2 * REACH, known.shape[1] // 2
     for y in range(height):
         lung, value = lungs[y], hu[y]
         weight, inside = known[y + frame, frame:], known[y + frame, half + frame :]
+        shown = out[y + REACH, REACH:]
+        # A loop that writes two arrays is not vectorised.
         for x in range(width):
-            here = np.float32(lung[x])
-            weight[x], inside[x] = here, (np.float32(value[x]) - centre) * here
-    for y in range(out.shape[0]):
-        copy_row(known[y + REACH, half + REACH :], out[y])
-    for left in range(0, out.shape[1], _BLOCK):
-        _count_missing(lungs, left - REACH, missing)
-        for y in range(frame, height + frame):
-            if missing[min(y, height + frame - 1) + 1] > missing[y - frame]:
-                _smooth_row(known[y, left:], rows[2 * y * _BLOCK :])
-                _smooth_row(known[y, half + left :], rows[(2 * y + 1) * _BLOCK :])
-        for y in range(height + frame):
-            if missing[y + 1] > missing[y]:
-                _fill_row(
-                    rows[2 * y * _BLOCK :], known[y + REACH, left + REACH :], _BLOCK, sums, out[y, left:]
-                )
+            weight[x] = lung[x]
+        for x in range(width):
+            inside[x] = (np.float32(value[x]) - centre) * np.float32(lung[x])
+        for x in range(width):
+            shown[x] = inside[x]
 
 
 @jit
@@ -524,26 +561,40 @@ def _count_missing(lungs, left, missing):
 
 
 @jit
-def _smooth_row(values, out):
-    """A block of 16 smooth along x, from values that begin 7 before it."""
-    for x in range(_BLOCK):
-        mean = GAUSS[0] * values[REACH + x]
-        for k in range(1, REACH + 1):
-            mean = fma(GAUSS[k], values[REACH + k + x] + values[REACH - k + x], mean)
-        out[x] = mean
+def _rows_near(missing, before, todo):
+    """Framed rows y with a voxel to fill in rows y - before to y.
+
+    A list, since a view of an array that is made under a condition costs two locked instructions each time.
+    """
+    count = 0
+    for y in range(before, missing.size - 1):
+        if missing[y + 1] > missing[y - before]:
+            todo[count] = y
+            count += 1
+    return todo[:count]
 
 
 @jit
-def _fill_row(rows, known, width, sums, out):
-    """Smooth a block along y too, and put the mean where the lung is near but not there."""
-    pitch = 2 * _BLOCK
-    for x in range(pitch):
-        mean = GAUSS[0] * rows[REACH * pitch + x]
-        for k in range(1, REACH + 1):
-            mean = fma(GAUSS[k], rows[(REACH + k) * pitch + x] + rows[(REACH - k) * pitch + x], mean)
-        sums[x] = mean
-    for x in range(min(width, _BLOCK)):
-        out[x] = sums[_BLOCK + x] / sums[x] if (known[x] == 0) & (sums[x] > 0) else out[x]
+def _smooth_rows(known, left, todo, rows):
+    """Blocks of 16 at `left` smooth along x: rows (y, 2, 16), the weights and the weighted HU."""
+    half = known.shape[1] // 2
+    for y in todo:
+        weight, inside, out = known[y, left:], known[y, half + left :], rows[y * 2 * _BLOCK :]
+        for x in range(_BLOCK):
+            out[x], out[_BLOCK + x] = _smooth_at(weight, x, 1), _smooth_at(inside, x, 1)
+
+
+@jit
+def _fill_rows(rows, known, left, todo, sums, out):
+    """Smooth blocks along y too, and put the mean where the lung is near but not there."""
+    pitch, half = 2 * _BLOCK, known.shape[1] // 2
+    for y in todo:
+        a, filled = rows[y * pitch :], out[y, left:]
+        weight, inside = known[y + REACH, left + REACH :], known[y + REACH, half + left + REACH :]
+        for x in range(_BLOCK):
+            sums[x], sums[_BLOCK + x] = _smooth_at(a, x, pitch), _smooth_at(a, _BLOCK + x, pitch)
+        for x in range(min(out.shape[1] - left, _BLOCK)):
+            filled[x] = sums[_BLOCK + x] / sums[x] if (weight[x] == 0) & (sums[x] > 0) else inside[x]
 
 
 @jit
@@ -555,6 +606,7 @@ def fill_scratch(height, width):
         np.zeros(tall * 2 * _BLOCK, np.float32),
         np.zeros(2 * _BLOCK, np.float32),
         np.zeros(height + 2 * REACH + 1, np.int32),
+        np.zeros(height + 2 * REACH, np.int64),
     )
 
 
@@ -562,51 +614,61 @@ def fill_scratch(height, width):
 def strip_scratch(height):
     """Room for `filter_strip`: the strip, what it is smoothed to, lungs and means, parts, squares of responses.
 
-    The squares of the row before the first are and stay 0.
+    One row more than the slice has, should its rows be odd. The lungs of the two rows before the first are and
+    stay 0.
     """
-    rows = height + 2 * REACH
+    rows = height + 1 + 2 * REACH
     return (
         np.zeros(rows * _FRAMED, np.float32),
-        np.zeros(height * _FRAMED, np.float32),
-        np.zeros((height + 1) * 2 * _STRIP, np.float32),
+        np.zeros((height + 1) * _FRAMED, np.float32),
+        np.zeros((height + 3) * 2 * _STRIP, np.float32),
         np.zeros(rows * _PARTS * _STRIP, np.float32),
-        np.zeros((height + 1) * 3 * _STRIP, np.float32),
-        np.zeros((height + 1) * 2 * _STRIP, np.float32),
+        np.zeros(2 * 3 * _STRIP, np.float32),
     )
 
 
 @jit
-def filter_strip(filled, lungs, left, top, bottom, bands, scratch, sums):
+def filter_strip(filled, lungs, left, top, bottom, y_edges, scratch, sums):
     """Sum |Gabor response| in the lung, in rows top..bottom-1 of up to 96 columns from `left`: sums (bands, 12 x 96).
 
-    bands[y + 1] is the band to which row y of the slice belongs.
+    Bands begin and end at edges.
     """
-    strip, smooth, side, parts, straight, slanted = scratch
-    rows, shown = bottom - top, min(_STRIP, lungs.shape[1] - left)
+    strip, smooth, _, parts, _ = scratch
+    rows, framed = bottom - top, min(_FRAMED, filled.shape[1] - left)
     # Whole vectors: columns beyond the slice are filtered too, and are not lung.
-    width = -(-shown // 32) * 32
-    framed = min(_FRAMED, filled.shape[1] - left)
+    width = -(-min(_STRIP, lungs.shape[1] - left) // 32) * 32
     for y in range(rows + 2 * REACH):
         copy_row(filled[top + y, left : left + framed], strip[y * _FRAMED : y * _FRAMED + framed])
-    for y in range(rows):
-        inside, out = lungs[top + y, left:], side[2 * (y + 1) * _STRIP :]
-        out[:_STRIP] = 0
-        for x in range(shown):
-            out[x] = inside[x]
-    own = bands[top:]
     _parts_x(strip, rows + 2 * REACH, width, parts)
     _smooth_y(strip, rows, width + 2 * REACH, smooth)
-    _straight_y(parts, side, straight, own, rows, width, sums)
-    last = sums[own[rows]]
-    _last_roots(straight, side, rows, width, 3, 2, 4, last)
-    _straight_x(smooth, side, straight, own, rows, width, sums)
-    _last_roots(straight, side, rows, width, 3, 0, 4, last)
-    _slanted_low(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, width, 2, 1, 2, last)
-    _slanted_middle(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, width, 2, 5, 2, last)
-    _slanted_high(parts, side, slanted, own, rows, width, sums)
-    _last_roots(slanted, side, rows, width, 2, 9, 2, last)
+    for b in range(y_edges.size - 1):
+        first, last = max(y_edges[b], top), min(y_edges[b + 1], bottom)
+        if first < last:
+            _filter_band(lungs[first:last, left:], first - top, width, scratch, sums[b])
+
+
+@jit
+def _filter_band(lungs, first, width, scratch, out):
+    """Sum |Gabor response| in the lung of rows first.. of a strip, as many as `lungs` has: out (12 x 96)."""
+    _, smooth, side, parts, power = scratch
+    rows, shown = lungs.shape[0], min(_STRIP, lungs.shape[1])
+    for y in range(rows):
+        inside, lung = lungs[y], side[2 * (y + 2) * _STRIP :]
+        lung[:_STRIP] = 0
+        for x in range(shown):
+            lung[x] = inside[x]
+    side[2 * (rows + 2) * _STRIP : (2 * (rows + 2) + 1) * _STRIP] = 0
+    parts, smooth = parts[first * _PARTS * _STRIP :], smooth[first * _FRAMED :]
+    _straight_y(parts, side, power, rows, width, out)
+    _last_roots(power, side, rows, width, 3, 2, 4, out)
+    _straight_x(smooth, side, power, rows, width, out)
+    _last_roots(power, side, rows, width, 3, 0, 4, out)
+    _slanted_low(parts, side, power, rows, width, out)
+    _last_roots(power, side, rows, width, 2, 1, 2, out)
+    _slanted_middle(parts, side, power, rows, width, out)
+    _last_roots(power, side, rows, width, 2, 5, 2, out)
+    _slanted_high(parts, side, power, rows, width, out)
+    _last_roots(power, side, rows, width, 2, 9, 2, out)
 
 
 # ---- Patches and windows
@@ -708,9 +770,6 @@ def gabor_window_sums(hu, lungs, centre, first, last, size, step, y_edges, x_edg
     _, height, width = hu.shape
     room, filling = strip_scratch(height), fill_scratch(height, width)
     filled = np.empty((height + 2 * REACH, filling[0].shape[1] // 2 - 2 * REACH), np.float32)
-    bands = np.zeros(height + 1, np.int64)
-    for b in range(y_edges.size - 1):
-        bands[y_edges[b] + 1 : y_edges[b + 1] + 1] = b
     sums = np.zeros((y_edges.size - 1, WAVES * _STRIP), np.float32)
     cells = np.zeros((y_edges.size - 1, x_edges.size - 1, WAVES))
     for z in range(first, last):
@@ -722,7 +781,7 @@ def gabor_window_sums(hu, lungs, centre, first, last, size, step, y_edges, x_edg
             top, bottom = _lung_rows(lungs[z], left, min(width, left + _STRIP))
             if top < bottom:
                 sums[:] = 0
-                filter_strip(filled, lungs[z], left, top, bottom, bands, room, sums)
+                filter_strip(filled, lungs[z], left, top, bottom, y_edges, room, sums)
                 _add_columns(sums, left, x_edges, cells)
         _add_cells(cells, size, step, y_edges, x_edges, out[z])
 

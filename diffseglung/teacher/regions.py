@@ -22,7 +22,7 @@ def clipped(hu: np.ndarray, lungs: np.ndarray, config: TeacherConfig) -> tuple[n
         raise ValueError(f"HU {hu.shape} and lungs {lungs.shape} must lie on one grid")
     if not np.issubdtype(hu.dtype, np.integer):
         raise ValueError(f"HU must be whole numbers (int16), not {hu.dtype}: round them first")
-    bounded = np.clip(hu, *config.clip_hu).astype(np.int16, order="C")
+    bounded = np.clip(hu, *config.clip_hu).astype(np.int16, order="C", copy=False)
     return bounded, np.ascontiguousarray(lungs, dtype=bool)
 
 
