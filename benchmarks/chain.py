@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 
 from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
-from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence
 from diffseglung.config import Config
 from diffseglung.distill import Distillation, distill
 from diffseglung.labels import TISSUES
-from diffseglung.patches import Scan, regrid, to_scan
+from diffseglung.patches import Scan, on_scan, regrid, to_scan
 from diffseglung.prepare import cell_tissues, prepare_case
 from diffseglung.segment import Observation, Stopwatch
 from diffseglung.teacher import Standardiser
@@ -35,7 +35,6 @@ class Seen:
     anatomy: Anatomy
     scan: Scan
     cavities: np.ndarray
-    hilar: np.ndarray
     cells: Cells
     truth: np.ndarray
     tissue: np.ndarray
@@ -43,7 +42,7 @@ class Seen:
     def with_features(self, features: np.ndarray) -> Observation:
         """As `segment.observe` gives it."""
         return Observation(
-            self.volume, self.anatomy, self.scan, self.cavities, self.hilar, self.cells, features, Stopwatch()
+            self.volume, self.anatomy, self.scan, self.cavities, self.cells, features, Stopwatch()
         )
 
     def per_cell(self, features: np.ndarray) -> np.ndarray:
@@ -68,12 +67,10 @@ def look(case_id: str, image: Path | str, truth: Path | str, config: Config) -> 
     labels = read_labels(truth, volume)
     anatomy = find_anatomy(volume, config.anatomy)
     scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
     tissue = cell_tissues(labels, volume, scan, config.patches)
-    cavities = enclosed_air(volume, anatomy, config)
-    certain = no_evidence(cavities, hilar, volume, scan)
-    cells = describe_cells(scan, config.patches, config.teacher, certain)
-    return Seen(case_id, volume, anatomy, scan, cavities, hilar, cells, labels, tissue)
+    cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
+    cells = describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
+    return Seen(case_id, volume, anatomy, scan, cavities, cells, labels, tissue)
 
 
 def cut_patches(case_id: str, image: Path | str, config: Config) -> Columns:

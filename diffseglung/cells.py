@@ -6,13 +6,13 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy.morphology import dilate, erode
-from diffseglung.patches import PatchConfig, Scan, cell_share
+from diffseglung.patches import PatchConfig, Scan
 from diffseglung.teacher import TeacherConfig, describe_windows, window_evidence
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """Per cell of the scan, float32: `evidence` (z, y, x, 8) as in `tissue.EVIDENCE`, `descriptors` (z, y, x, 34).
+    """Per cell of the scan, float32: `evidence` (z, y, x, 7) as in `tissue.EVIDENCE`, `descriptors` (z, y, x, 34).
 
     NaN where there is too little lung to tell.
     """
@@ -27,24 +27,19 @@ class Cells:
 
 
 def describe_cells(
-    scan: Scan, patches: PatchConfig, teacher: TeacherConfig, certain: np.ndarray | None = None
+    scan: Scan, patches: PatchConfig, teacher: TeacherConfig, cavities: np.ndarray | None = None
 ) -> Cells:
     """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only.
 
-    `certain` bool (z, y, x): what is known already and says nothing of its surroundings (`certain.no_evidence`).
+    What is known already says nothing of its surroundings: vessels and the walls of bronchi, and `cavities` (bool,
+    (z, y, x)) with their rim, whose wall beside lung would pass for fibrosis.
     """
     window, cell = patches.window_vox, patches.cell_vox
-    lungs = core(scan.lungs, patches)
-    if certain is not None:
-        lungs = lungs & ~certain
-    evidence = window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox)
-    # An airway's wall belongs to the lung mask and looks like a vessel: both are known to be no disease.
-    wall = ndimage.binary_dilation(scan.airways)
-    lung = cell_share(lungs, cell)
-    known = cell_share((scan.vessels | wall) & lungs, cell)
-    share = np.divide(known, lung, out=np.zeros_like(lung), where=lung > 0)
+    lungs = core(scan.lungs, patches) & ~scan.vessels
+    if cavities is not None:
+        lungs &= ~ndimage.binary_dilation(cavities)
     return Cells(
-        evidence=np.concatenate([evidence, share[..., None]], axis=-1).astype(np.float32),
+        evidence=window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox),
         descriptors=describe_windows(scan.hu, lungs, teacher, size_vox=window, step_vox=cell),
     )
 

@@ -82,7 +82,7 @@ class MixtureConfig:
 
 
 class CellTable(NamedTuple):
-    """Cells in rows: evidence (n, 8), descriptors (n, 34) raw, features (n, f), and what is normal around them."""
+    """Cells in rows: evidence (n, 7), descriptors (n, 34) raw, features (n, f), and what is normal around them."""
 
     evidence: np.ndarray
     descriptors: np.ndarray
@@ -369,7 +369,7 @@ def physics(cells: CellTable) -> np.ndarray:
 def share_names(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
     """Cells of a scan that look alike share a name, wherever they lie: mean field over the nearest in density.
 
-    `posterior` (n, 6), `evidence` (n, 8) of all cells of one scan; as near are those whose five percentiles differ
+    `posterior` (n, 6), `evidence` (n, 7) of all cells of one scan; as near are those whose five percentiles differ
     least. What a scan's own cells have in common the mixture, fitted on other scans, does not know.
     """
     if not 0 < config.alike < len(posterior):
@@ -385,7 +385,7 @@ def share_names(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConf
 def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
     """Neighbouring cells that look alike agree: mean-field Potts on the cell grid (18 neighbours).
 
-    `posterior` (z, y, x, 6) is 0 outside the lung, `evidence` (z, y, x, 8). A neighbour counts 1/distance times
+    `posterior` (z, y, x, 6) is 0 outside the lung, `evidence` (z, y, x, 7). A neighbour counts 1/distance times
     exp(-d^2 / 2 s^2) with d the root mean square difference of the five percentiles. Krähenbühl and Koltun 2011,
     on a grid.
     """

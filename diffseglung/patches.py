@@ -97,6 +97,11 @@ def to_scan(volume: Volume, anatomy: Anatomy, config: PatchConfig, stride_vox: i
     )
 
 
+def on_scan(labels: np.ndarray, volume: Volume, scan: Scan) -> np.ndarray:
+    """A mask or labels of the volume's grid on that of the scan."""
+    return resample_labels(labels, volume.grid, scan.grid)
+
+
 def seed_of(seed: int, case_id: str) -> int:
     """A case's own seed: the same on every worker and in every order."""
     return int.from_bytes(sha256(f"{seed}/{case_id}".encode()).digest()[:8], "big")

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, core, describe_cells
-from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence
 from diffseglung.config import Config
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable
@@ -18,6 +18,7 @@ from diffseglung.patches import (
     Shape,
     cell_share,
     cut,
+    on_scan,
     sample_corners,
     seed_of,
     to_scan,
@@ -25,7 +26,7 @@ from diffseglung.patches import (
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import describe_patches, describe_windows
 from diffseglung.tissue import scan_reference
-from diffseglung.volume import Volume, resample_labels
+from diffseglung.volume import Volume
 
 
 def prepare_case(
@@ -109,15 +110,14 @@ def labelled_cells(
 
 def cells_of(volume: Volume, anatomy: Anatomy, scan: Scan, config: Config) -> Cells:
     """Evidence and descriptors of each cell of a scan, as `segment.observe` has them."""
-    hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
-    certain = no_evidence(enclosed_air(volume, anatomy, config), hilar, volume, scan)
-    return describe_cells(scan, config.patches, config.teacher, certain)
+    cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
+    return describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
 
 
 def cell_tissues(truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig) -> np.ndarray:
     """The tissue (z, y, x) that fills more than half of each cell of a scan; 0 where none does."""
-    on_scan = resample_labels(truth, volume.grid, scan.grid)
-    shares = np.stack([cell_share(on_scan == tissue, patches.cell_vox) for tissue in TISSUES])
+    fine = on_scan(truth, volume, scan)
+    shares = np.stack([cell_share(fine == tissue, patches.cell_vox) for tissue in TISSUES])
     return np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + Tissue.HEALTHY, 0)
 
 

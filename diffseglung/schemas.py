@@ -10,7 +10,7 @@ from diffseglung.student import StudentConfig
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import EVIDENCE
 
-VERSION = "3"
+VERSION = "4"
 
 
 def tensor(kind: pa.DataType, shape: tuple[int, ...]) -> pa.DataType:

@@ -9,14 +9,14 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy import Anatomy, find_anatomy
+from diffseglung.cavity import find_cavities
 from diffseglung.cells import Cells, describe_cells
-from diffseglung.certain import enclosed_air, hilar_vessels, no_evidence, on_scan
 from diffseglung.features import extract
 from diffseglung.grid import crop_grid, largest_of
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
-from diffseglung.patches import Scan, regrid, to_scan
+from diffseglung.patches import Scan, on_scan, regrid, to_scan
 from diffseglung.refine import fuse, lung_box
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import scan_reference
@@ -44,14 +44,13 @@ class Stopwatch:
 class Observation:
     """All that is known of a scan before anything is decided: what every mode of the mixture shares.
 
-    `cavities` and `hilar` are bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
+    `cavities` is bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
     """
 
     volume: Volume
     anatomy: Anatomy
     scan: Scan
     cavities: np.ndarray
-    hilar: np.ndarray
     cells: Cells
     features: np.ndarray
     watch: Stopwatch
@@ -95,15 +94,13 @@ def observe(
     with watch("anatomy"):
         anatomy = find_anatomy(volume, config.anatomy, lungs)
         scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-        hilar = hilar_vessels(volume, anatomy, scan, config.anatomy.hilum_mm)
     with watch("cavities"):
-        cavities = enclosed_air(volume, anatomy, config)
+        cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
     with watch("cells"):
-        certain = no_evidence(cavities, hilar, volume, scan)
-        cells = describe_cells(scan, config.patches, config.teacher, certain)
+        cells = describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
     with watch("features"):
         features = extract(model.student, scan, config.patches, config.features, progress)
-    return Observation(volume, anatomy, scan, cavities, hilar, cells, features, watch)
+    return Observation(volume, anatomy, scan, cavities, cells, features, watch)
 
 
 def decide(
@@ -120,7 +117,7 @@ def decide(
             posteriors = to_voxels(cell_posteriors(seen, model, mode), scan.lungs)
     with watch("refine"):
         fused = fuse(posteriors, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
-        posteriors = with_the_certain(fused, seen)
+        posteriors = with_cavities(fused, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen)
     doubt = entropy(posteriors[:, scan.lungs])
@@ -186,13 +183,12 @@ def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     return fine * lungs
 
 
-def with_the_certain(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
-    """What is known needs no cluster: hilar vessels are no disease, air that dense tissue encloses is a cavity."""
-    for mask, tissue in ((seen.hilar, Tissue.HEALTHY), (seen.cavities, Tissue.CAVITY)):
-        if mask.any():
-            known = on_scan(mask, seen.volume, seen.scan)
-            posteriors[:, known] = 0
-            posteriors[tissue - 1, known] = 1
+def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
+    """Air that dense tissue encloses needs no cluster."""
+    if seen.cavities.any():
+        known = on_scan(seen.cavities, seen.volume, seen.scan)
+        posteriors[:, known] = 0
+        posteriors[Tissue.CAVITY - 1, known] = 1
     return posteriors
 
 
@@ -205,6 +201,5 @@ def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
         names = np.array([Tissue.HEALTHY, *found], np.uint8)  # healthy where nothing is known
         maps, grid = posteriors[[t - 1 for t in found]], crop_grid(seen.volume.grid, box)
         labels[box] = largest_of(maps, seen.scan.grid, grid, seen.anatomy.within(box).lungs, names)
-        np.copyto(labels[box], np.uint8(Tissue.HEALTHY), where=seen.hilar[box])
         np.copyto(labels[box], np.uint8(Tissue.CAVITY), where=seen.cavities[box])
     return labels

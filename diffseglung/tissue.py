@@ -1,7 +1,7 @@
 """What a tissue looks like in physical terms, and how likely each is for a small cell of lung.
 
-A cell (8 mm) is described by its surroundings (a 16 mm window): five HU percentiles, how much of a mesh they form,
-and how much of the cell is known to be vessel. Each tissue has a prototype in those terms; no annotation is involved.
+A cell (8 mm) is described by its surroundings (a 16 mm window) without the vessels that are known: five HU
+percentiles, and how much of a mesh they form. Each tissue has a prototype in those terms; no annotation is involved.
 """
 
 from enum import Enum
@@ -14,14 +14,18 @@ from diffseglung.labels import TISSUES, Tissue
 
 # The columns of a cell's evidence, in this order everywhere.
 PERCENTILES = ("p10_hu", "p25_hu", "p50_hu", "p75_hu", "p90_hu")
-EVIDENCE = (*PERCENTILES, "log_mesh", "lung_fraction", "vessel_fraction")
+EVIDENCE = (*PERCENTILES, "log_mesh", "lung_fraction")
 
 # Where the mode of a healthy lung may lie: above what a deep breath leaves, so that emphysema is not taken for it.
 MODE_HU = (-905, -650)
 
 DEEP_BREATH_HU = -860.0  # the mode of healthy lung after a deep breath, for which absolute HU are given
 
-VESSEL = 7  # a helper class beyond the tissues: "vessel or airway wall", merged into healthy at the end
+VESSEL, CONFLUENT = (
+    7,
+    8,
+)  # classes beyond the tissues: "vessel or airway wall", "emphysema without lung in it"
+PART_OF = {VESSEL: Tissue.HEALTHY, CONFLUENT: Tissue.EMPHYSEMA}  # what they are called at the end
 
 
 class Counted(Enum):
@@ -72,9 +76,13 @@ PROTOTYPES: dict[int, Prototype] = {
         Counted.ABSOLUTE, (-400, -200, -10, 25, 60), (300, 250, 120, 60, 60), 0.4, 0.5, 0.1,
         "soft tissue that hides vessels; air bronchograms give the lower tail (Hansell 2008)",
     ),
+    CONFLUENT: Prototype(
+        Counted.DENSER_LUNG, (-990, -977, -962, -945, -915), (25, 18, 16, 20, 45), 0.0, 0.35, 0.02,
+        "destroyed lung that has run together: half of it and more below -950 HU (Gevenois 1996); prior: as above",
+    ),
     VESSEL: Prototype(
-        Counted.LUNG, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.3,
-        "lung pierced by a vessel or an airway wall; " + _TRIAL,
+        Counted.LUNG, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.1,
+        "lung pierced by a vessel or an airway wall that the anatomy missed; prior: as above; " + _TRIAL,
     ),
 }  # fmt: skip
 ANCHORED: tuple[int, ...] = tuple(PROTOTYPES)  # cavity has no prototype: it is a question of enclosure
@@ -85,7 +93,6 @@ class TissueConfig:
     """How firmly physics speaks."""
 
     temperature: float = 1.0  # above 1 where the six numbers of a cell should count for less than six
-    vessel_power: float = 4.0  # log-odds that a cell made of vessel alone gains for "vessel"
     scan_relative: bool = True  # False: the lung mode is taken to be -860 HU in every scan
 
     def __post_init__(self) -> None:
@@ -103,7 +110,7 @@ class Reference(NamedTuple):
 def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
     """The scan's own lung mode (HU) and mesh, from its cells.
 
-    `evidence` is (n, 8) in the order of `EVIDENCE`. The mode is that of the cells' medians within `MODE_HU`, smoothed
+    `evidence` is (n, 7) in the order of `EVIDENCE`. The mode is that of the cells' medians within `MODE_HU`, smoothed
     over 30 HU; the mesh is the median of the cells near that mode.
     """
     known = evidence[np.isfinite(evidence).all(axis=1)]
@@ -121,13 +128,13 @@ def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
 
 
 def prior() -> np.ndarray:
-    """Prior (6,) of the anchored classes, summing to one."""
+    """Prior (7,) of the anchored classes, summing to one."""
     p = np.array([PROTOTYPES[k].prior for k in ANCHORED])
     return p / p.sum()
 
 
 def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: TissueConfig) -> np.ndarray:
-    """Log-likelihood (n, 6) of each anchored class for cells (n, 8), up to a constant per cell.
+    """Log-likelihood (n, 7) of each anchored class for cells (n, 7), up to a constant per cell.
 
     Diagonal Gaussians around the prototypes, tempered; unknown cells (NaN) come out flat.
     """
@@ -141,15 +148,14 @@ def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: Ti
         mesh = (cells[:, 5] - reference.log_mesh - p.mesh) / p.mesh_spread
         scale = np.log(p.spread_hu).sum() + np.log(p.mesh_spread)
         out[:, column] = -(0.5 * (z**2).sum(axis=1) + 0.5 * mesh**2 + scale) / config.temperature
-    out[:, ANCHORED.index(VESSEL)] += config.vessel_power * cells[:, 7]
     return np.where(known[:, None], out, 0.0)
 
 
 def to_tissues(posterior: np.ndarray) -> np.ndarray:
-    """Anchored posterior (n, 6) -> posterior over the six tissues (n, 6): vessel counts as healthy, cavity as 0."""
+    """Anchored posterior (n, 7) -> over the six tissues (n, 6): `PART_OF` says what counts as what; cavity is 0."""
     out = np.zeros((len(posterior), len(TISSUES)), dtype=np.float32)
     for column, tissue in enumerate(ANCHORED):
-        out[:, (Tissue.HEALTHY if tissue == VESSEL else tissue) - 1] += posterior[:, column]
+        out[:, PART_OF.get(tissue, tissue) - 1] += posterior[:, column]
     return out
 
 

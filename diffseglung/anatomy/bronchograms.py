@@ -17,11 +17,13 @@ GAS_HU, GAS_ML, GAS_WALL_MM = -300, 1.5, 6.0  # of stomach and bowel; folds of t
 DEEPEST_MM = 35.0  # from the lung's air
 AROUND_MM = 25.0  # dense lung has a bronchus within this
 SPAN_MM, BEYOND_MM = 30.0, 4.0
-# A body has two bronchi or more, of this size together, one of them emptier than a blurred fold of fat and gas.
-MIN_BRONCHI, MIN_BRONCHI_ML, EMPTY_HU, MIN_BODY_ML = 2, 0.05, -320, 3.0
-# It lies on the lung broadly, its bronchi near it, but deeper than a fold of lung that the mask lost at the diaphragm,
-# and it comes near the ribs; stomach and heart do not.
+MIN_BODY_ML, MIN_BRONCHI_ML = 3.0, 0.05
+# At the ribs, where spleen and stomach lie too, it has two bronchi or more, one of them emptier than a blurred fold of
+# fat and gas; it lies on the lung broadly, its bronchi near it, but deeper than a fold of lung that the mask lost.
+MIN_BRONCHI, EMPTY_HU = 2, -320
 MIN_ON_LUNG, USUAL_DEPTH_MM, FOLD_MM, RIBS_MM, MIN_AT_RIBS = 0.25, 13.0, 8.0, 12.0, 0.1
+# At the mediastinum lung holds it on most sides, from below too: the belly has no lung below it. One bronchus will do.
+MIN_EMBRACED, MIN_UNDER, LIGHT_HU = 0.5, 0.2, -240
 
 
 def open_bronchi(
@@ -57,7 +59,7 @@ def dense_around_bronchi(
     lung = lungs == number
     depth_mm = distance_mm(lung, spacing_mm)
     bronchi = bronchi & (depth_mm < DEEPEST_MM)
-    if not _are_bronchi(bronchi, hu, spacing_mm):
+    if not _are_bronchi(bronchi, hu, spacing_mm, 1, LIGHT_HU):
         return bodies
     spanned = dilate(closing(lung | bronchi, SPAN_MM, spacing_mm), BEYOND_MM, spacing_mm)
     dense = (lungs == 0) & ~dilate(airways, 3.0, spacing_mm) & (hu < BONE_HU)
@@ -70,20 +72,35 @@ def dense_around_bronchi(
         body = parts == part
         inside = bronchi & body
         around = ndimage.binary_dilation(body) & ~body
+        share = on_lung[around].mean()
         if (
-            _are_bronchi(inside, hu, spacing_mm)
+            _are_bronchi(inside, hu, spacing_mm, MIN_BRONCHI, EMPTY_HU)
             and depth_mm[inside].max() > FOLD_MM
             and np.median(depth_mm[inside]) <= USUAL_DEPTH_MM
-            and on_lung[around].mean() >= MIN_ON_LUNG
+            and share >= MIN_ON_LUNG
             and at_ribs[around & (lungs == 0)].mean() >= MIN_AT_RIBS
+        ) or (
+            _are_bronchi(inside, hu, spacing_mm, 1, LIGHT_HU)
+            and share >= MIN_EMBRACED
+            and _lung_under(body, lung) >= MIN_UNDER
         ):
             bodies |= body
     return bodies
 
 
-def _are_bronchi(inside: np.ndarray, hu: np.ndarray, spacing_mm: Spacing) -> bool:
+def _are_bronchi(
+    inside: np.ndarray, hu: np.ndarray, spacing_mm: Spacing, least: int, empty_hu: float
+) -> bool:
     """Whether the thin air in a body is more than a bubble, a blurred fold and noise of single voxels."""
     _, sizes = components(inside, connectivity=26)
     ml = sizes.sum() * float(np.prod(spacing_mm)) / 1000
-    several = int(np.count_nonzero(sizes > 1)) >= MIN_BRONCHI
-    return bool(several and ml >= MIN_BRONCHI_ML and hu[inside].min() <= EMPTY_HU)
+    several = int(np.count_nonzero(sizes > 1)) >= least
+    return bool(several and ml >= MIN_BRONCHI_ML and hu[inside].min() <= empty_hu)
+
+
+def _lung_under(body: np.ndarray, lung: np.ndarray) -> float:
+    """Of the columns of a body, seen from above, the share with lung further down."""
+    columns = body.any(0)
+    lowest = body.argmax(0)
+    first = np.where(lung.any(0), lung.argmax(0), len(lung))
+    return float((first < lowest)[columns].mean())

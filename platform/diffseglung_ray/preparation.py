@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import diffseglung
 from diffseglung.config import Config
 from diffseglung.prepare import prepare_case
-from diffseglung.schemas import CASES
+from diffseglung.schemas import CASES, VERSION
 from diffseglung_ray.cases import (
     RUNS,
     Attempts,
@@ -140,7 +140,11 @@ def prepared_settings(config: Config) -> dict[str, Any]:
     """What decides the patches: changing anything else leaves a workspace as good as it was."""
     sections = ("volume", "anatomy", "patches", "teacher", "tissue", "cavity")
     decisive = {name: asdict(getattr(config, name)) for name in sections}
-    settings = {**decisive, "student": {"stride_vox": config.student.stride_vox}}
+    settings = {
+        **decisive,
+        "student": {"stride_vox": config.student.stride_vox},
+        "tables": {"version": VERSION},
+    }
     return json.loads(json.dumps(settings, sort_keys=True))
 
 

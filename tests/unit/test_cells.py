@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,19 +43,24 @@ def test_the_median_is_that_of_the_lung_beside_dense_tissue(cells):
     assert rim == pytest.approx(-850, abs=10)  # noise of 20 HU over hundreds of voxels, bins of 25 HU
 
 
-def test_the_vessel_is_known_in_its_own_cell_alone(cells):
-    share = cells.evidence[..., EVIDENCE.index("vessel_fraction")]
-    assert share[1, 1, 1] == 0.5
-    assert share.sum() == 0.5
+def test_a_vessel_says_nothing_of_the_lung_around_it(cells):
+    bright = scan()
+    bright.hu[bright.vessels] = 40
+    known = describe_cells(bright, PatchConfig(), TeacherConfig())
+    assert np.array_equal(known.evidence, cells.evidence, equal_nan=True)
+    assert np.array_equal(known.descriptors, cells.descriptors, equal_nan=True)
+    missed = describe_cells(replace(bright, vessels=np.zeros(SHAPE, bool)), PatchConfig(), TeacherConfig())
+    sd, around = TEACHER.names.index("hu_sd"), (1, 1, 1)
+    assert missed.descriptors[around][sd] > 5 * cells.descriptors[around][sd]
 
 
-def test_what_is_known_already_says_nothing_of_its_surroundings():
-    """A cavity's wall: without it the lung around is as it was, and cells of nothing else are not judged."""
-    with_wall, certain = scan(), np.zeros(SHAPE, bool)
-    certain[4:12, 8:16, :6] = True
-    with_wall.hu[certain] = 40
+def test_a_cavity_says_nothing_of_its_surroundings():
+    """Without its wall the lung around is as it was, and cells of nothing else are not judged."""
+    with_wall, cavity = scan(), np.zeros(SHAPE, bool)
+    cavity[4:12, 8:16, :6] = True
+    with_wall.hu[cavity] = 40
     blind = describe_cells(with_wall, PatchConfig(), TeacherConfig())
-    knowing = describe_cells(with_wall, PatchConfig(), TeacherConfig(), certain)
+    knowing = describe_cells(with_wall, PatchConfig(), TeacherConfig(), cavity)
     p90 = EVIDENCE.index("p90_hu")
     beside = (0, 2, 0)
     assert blind.evidence[beside][p90] > -200

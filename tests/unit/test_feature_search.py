@@ -37,6 +37,7 @@ from diffseglung.schemas import CELL_KEY
 from diffseglung.segment import to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
+from diffseglung.tissue import EVIDENCE
 from diffseglung.volume import read_volume
 
 CONFIG = recipe("smoke")
@@ -102,8 +103,8 @@ def test_averaged_timesteps_are_as_wide_as_one(student: Student, patches: tuple[
 
 
 def test_judging_cells_know_their_neighbours_and_not_those_of_other_patches(seen: Seen) -> None:
-    evidence = np.zeros((*seen.grid, 8), np.float32)
-    evidence.reshape(-1, 8)[seen.place] = seen.judge.evidence
+    evidence = np.zeros((*seen.grid, len(EVIDENCE)), np.float32)
+    evidence.reshape(-1, len(EVIDENCE))[seen.place] = seen.judge.evidence
     inside = evidence[..., 6] > 0
     assert inside.sum() == len(seen.place) == len(seen.judge.evidence)
     depth = CONFIG.patches.size_vox[0] // CONFIG.patches.cell_vox[0]
@@ -211,12 +212,14 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
         config = replace(CONFIG, refine=replace(CONFIG.refine, iterations=iterations))
         named[iterations] = asks._names(mixture, cells, "anchored_distilled", config)
         posterior = np.zeros((int(np.prod(seen.grid)), 6), np.float32)
-        evidence = np.zeros((len(posterior), 8), np.float32)
+        evidence = np.zeros((len(posterior), len(EVIDENCE)), np.float32)
         posterior[seen.place], evidence[seen.place] = (
             mixture.posterior(cells, "anchored_distilled"),
             cells.evidence,
         )
-        dense = couple(posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, 8), config.mixture)
+        dense = couple(
+            posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
+        )
         fine = fuse(
             to_voxels(dense, seen.lungs), seen.hu, seen.lungs, config.patches.spacing_mm, config.refine
         )

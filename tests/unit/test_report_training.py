@@ -7,13 +7,13 @@ from diffseglung.labels import TISSUE_RGB, Tissue
 from diffseglung.mixture import CellTable
 from diffseglung.model import Model
 from diffseglung.report.training import called, draw_clusters, draw_samples
-from diffseglung.tissue import PROTOTYPES, Reference
+from diffseglung.tissue import EVIDENCE, PROTOTYPES, Reference
 
 
 def cells_of(tissues: list[Tissue], model: Model, each: int = 200) -> CellTable:
     """Cells that look like the prototypes of some tissues."""
     rng = np.random.default_rng(0)
-    evidence = np.zeros((each * len(tissues), 8), np.float32)
+    evidence = np.zeros((each * len(tissues), len(EVIDENCE)), np.float32)
     for i, tissue in enumerate(tissues):
         one = PROTOTYPES[tissue]
         rows = evidence[i * each : (i + 1) * each]

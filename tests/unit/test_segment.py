@@ -49,16 +49,6 @@ def test_a_given_lung_mask_is_used_as_it_is(volume, model, segmentation):
     assert np.array_equal(result.anatomy.lungs, right)
 
 
-def test_a_hilar_vessel_is_no_disease_whatever_its_cell_looks_like(observation, model):
-    assert observation.hilar.any()
-    assert not (observation.hilar & ~observation.anatomy.vessels).any()
-    sick = observation.anatomy.lungs & ~observation.hilar
-    for mode in MODES:
-        labels = decide(observation, model, mode).labels
-        assert set(np.unique(labels[observation.hilar])) <= {Tissue.HEALTHY, Tissue.CAVITY}
-    assert (labels[sick] > Tissue.HEALTHY).any()
-
-
 def test_the_pleura_does_not_fade(observation):
     coarse = np.zeros((*observation.cells.inside.shape, len(TISSUES)), np.float32)
     coarse[observation.cells.inside, 0] = 1
@@ -74,7 +64,7 @@ def test_the_most_likely_tissue_is_that_of_posteriors_brought_to_the_scans_own_g
         resample_map(p, observation.scan.grid, observation.volume.grid) for p in segmentation.posteriors[:5]
     ])  # fmt: skip
     first, second = np.sort(fine, axis=0)[:-3:-1]
-    clear = observation.anatomy.lungs & (first - second > 1e-4) & ~observation.hilar & ~observation.cavities
+    clear = observation.anatomy.lungs & (first - second > 1e-4) & ~observation.cavities
     assert clear.sum() > 0.9 * observation.anatomy.lungs.sum()
     assert np.array_equal(labels[clear], fine.argmax(axis=0)[clear] + 1)
     assert np.array_equal(labels > 0, observation.anatomy.lungs | observation.cavities)

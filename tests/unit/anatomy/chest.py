@@ -48,6 +48,8 @@ def make_chest(
     mass: bool = False,
     consolidation: bool = False,
     filled_angle: bool = False,
+    filled_lobe: bool = False,
+    stomach: bool = False,
     effusion: bool = False,
     bullae: bool = False,
     bowel: bool = False,
@@ -96,6 +98,18 @@ def make_chest(
         for y, x in ((15, -66), (30, -84), (30, -54), (42, -68)):
             z = 0.8 * y - 60
             hu[rod((z, y, x), (z - 18, y + 15, x), 2.5) & parts["filled_angle"]] = -900
+    if filled_lobe:
+        # Along the heart's right side, far from the ribs, lung below it; one bronchus open.
+        parts["filled_lobe"] = ball(-10, -35, -28, 40, 45, 26) & lungs
+        hu[parts["filled_lobe"]] = 35
+        hu[rod((10, -20, -35), (-35, -35, -38), 2.5) & parts["filled_lobe"]] = -900
+    if stomach:
+        # It lifts the left lung's base; a meal with gas in it.
+        parts["stomach"] = ball(-85, 5, 66, 48, 40, 36)
+        lungs &= ~parts["stomach"]
+        hu[parts["stomach"]] = 35
+        for y, x in ((-12, 60), (5, 72), (5, 52), (18, 66)):
+            hu[rod((-66, y, x), (-52, y + 4, x), 2.5) & parts["stomach"]] = -900
     if effusion:
         # It lies behind the lung, a layer of water that is thickest in the middle.
         parts["effusion"] = ball(-10, 72, -64, 62, 34, 46) & lungs

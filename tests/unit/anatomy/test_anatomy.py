@@ -100,6 +100,22 @@ def test_consolidation_that_fills_an_angle_is_lung_by_its_open_bronchi():
     assert share(chest.lungs, anatomy.lungs) > 0.98
 
 
+def test_a_consolidated_lobe_at_the_heart_is_lung_by_its_open_bronchus():
+    chest = make_chest(filled_lobe=True)
+    anatomy = find_anatomy(scan(chest))
+    assert chest.parts["filled_lobe"].sum() * np.prod(SPACING_MM) / 1000 > 60
+    # Without the bronchus 3% of it.
+    assert share(anatomy.lungs, chest.parts["filled_lobe"]) > 0.6
+    assert share(anatomy.lungs, chest.parts["heart"]) < 0.02
+
+
+def test_a_meal_with_gas_under_the_lung_is_no_lung():
+    chest = make_chest(stomach=True)
+    anatomy = find_anatomy(scan(chest))
+    # If it did not matter that no lung lies below it, a third of it.
+    assert share(anatomy.lungs, chest.parts["stomach"]) < 0.03
+
+
 def test_fluid_behind_the_lung_stays_out():
     chest = make_chest(effusion=True)
     anatomy = find_anatomy(scan(chest), COARSE)
