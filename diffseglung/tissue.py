@@ -21,10 +21,8 @@ MODE_HU = (-905, -650)
 
 DEEP_BREATH_HU = -860.0  # the mode of healthy lung after a deep breath, for which absolute HU are given
 
-VESSEL, CONFLUENT = (
-    7,
-    8,
-)  # classes beyond the tissues: "vessel or airway wall", "emphysema without lung in it"
+VESSEL = 7  # a class beyond the tissues: vessel or airway wall
+CONFLUENT = 8  # another: emphysema with no lung left in it
 PART_OF = {VESSEL: Tissue.HEALTHY, CONFLUENT: Tissue.EMPHYSEMA}  # what they are called at the end
 
 
@@ -78,7 +76,7 @@ PROTOTYPES: dict[int, Prototype] = {
     ),
     CONFLUENT: Prototype(
         Counted.DENSER_LUNG, (-990, -977, -962, -945, -915), (25, 18, 16, 20, 45), 0.0, 0.35, 0.02,
-        "destroyed lung that has run together: half of it and more below -950 HU (Gevenois 1996); prior: as above",
+        "destroyed lung that has run together: half of it and more below -950 HU (Gevenois 1996); see docs/log.md",
     ),
     VESSEL: Prototype(
         Counted.LUNG, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.1,

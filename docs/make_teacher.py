@@ -140,7 +140,11 @@ def draw_embedding(path: Path) -> str:
             volume, find_anatomy(volume, CONFIG.anatomy), CONFIG.patches, CONFIG.student.stride_vox
         )
         windows = describe_windows(
-            scan.hu, core(scan.lungs, CONFIG.patches), CONFIG.teacher, size_vox=(16, 16, 16), step_vox=(8, 8, 8)
+            scan.hu,
+            core(scan.lungs, CONFIG.patches),
+            CONFIG.teacher,
+            size_vox=(16, 16, 16),
+            step_vox=(8, 8, 8),
         ).reshape(-1, len(TEACHER))
         windows = windows[np.isfinite(windows).all(axis=1)]
         rows.append(windows)
