@@ -41,7 +41,9 @@ class CavityConfig:
     vessel_mm: float = 3.0  # what hangs on to it and is narrower than twice this is no part of it
     air_share: float = 0.12  # of air in it all, below which it is a hole in a consolidation: the wall alone
     round: float = 0.2  # of it all, its largest inscribed sphere: less where it runs on into a consolidation
-    min_ml: float = 1.0  # of lumen: a sphere of 12 mm; a honeycomb's cysts are smaller
+    min_ml: float = 0.5  # of lumen: a sphere of 10 mm
+    small_ml: float = 1.0  # a lumen of less may be a honeycomb's cyst, in fibrosis or open to others:
+    small_shell: float = 0.9  # share of its surface that must be dense
     max_ml: float = 500.0
     compact: float = 0.17  # of the lumen's volume, its largest inscribed sphere: a bronchus is a long tube
 
@@ -50,10 +52,10 @@ class CavityConfig:
             raise ValueError(
                 f"cavity.air_hu {self.air_hu} must be one or more numbers below cavity.dense_hu {self.dense_hu}"
             )
-        for name in ("shell", "own", "compact", "air_share", "round", "dark"):
+        for name in ("shell", "own", "small_shell", "compact", "air_share", "round", "dark"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"cavity.{name} {getattr(self, name)} is a share, 0 to 1")
-        for name in ("smooth_mm", "reach_mm", "neck_mm", "wall_mm", "fluid_mm", "vessel_mm"):
+        for name in ("smooth_mm", "reach_mm", "neck_mm", "wall_mm", "fluid_mm", "vessel_mm", "small_ml"):
             if getattr(self, name) < 0:
                 raise ValueError(f"cavity.{name} {getattr(self, name)} must not be below 0")
         if not 0 < self.min_ml < self.max_ml:
@@ -101,7 +103,8 @@ def _is_cavity(
     config: CavityConfig,
 ) -> bool:
     """Whether a body of air is large enough, compact, apart from the airways and enclosed, in part by lung."""
-    if not config.min_ml <= lumen.sum() * np.prod(spacing_mm) / 1000 <= config.max_ml:
+    lumen_ml = lumen.sum() * np.prod(spacing_mm) / 1000
+    if not config.min_ml <= lumen_ml <= config.max_ml:
         return False
     around = bounding_box(lumen, 2 * max(spacing_mm), spacing_mm)
     alone = lumen[around]
@@ -110,7 +113,7 @@ def _is_cavity(
     if joined_share(alone, airways[around]) > config.joined:
         return False
     dense = hu[around] > config.dense_hu
-    if enclosed_share(alone, dense) < config.shell:
+    if enclosed_share(alone, dense) < (config.shell if lumen_ml >= config.small_ml else config.small_shell):
         return False
     return enclosed_share(alone, dense & inside[around]) >= config.own
 

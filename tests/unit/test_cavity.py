@@ -55,6 +55,20 @@ def test_a_small_lumen_in_a_thick_wall_is_found_though_blur_mixes_its_air_with_t
     assert dice(cavity, r < 15) > 0.85
 
 
+def test_a_lumen_of_less_than_a_millilitre_must_be_shut_in_all_round():
+    """As a honeycomb's cyst is not, which lies in fibrosis."""
+    hu, lungs, grid = lung()
+    r = radius(grid)
+    hu[r < 13] = 30
+    hu[r < 6] = -960
+    assert 0.5 < (r < 6).sum() * 0.008 < 1
+    nowhere = np.zeros_like(lungs)
+    assert dice(find_cavities(hu, lungs, nowhere, SPACING, CavityConfig()), r < 13) > 0.85
+    hu[(r >= 6) & (grid[2] > 2)] = -400  # a third of the wall is no wall
+    assert not find_cavities(hu, lungs, nowhere, SPACING, CavityConfig()).any()
+    assert find_cavities(hu, lungs, nowhere, SPACING, CavityConfig(small_shell=0.65)).any()
+
+
 def test_lung_that_dense_tissue_shuts_in_is_no_cavity():
     """As between lobules of a pneumonia: enclosed as a lumen is, and no darker than the lung around it."""
     hu, lungs, grid = lung()
