@@ -9,6 +9,7 @@ by default; `--test` scores the test scans: once, at the end. `--student local-0
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -65,8 +66,9 @@ def scored(bench: Bench, split: str, way: Way, *, kept_only: bool = False) -> li
             with bench.costs(f"scores, {split}"):
                 rows = rows_of(seen, labels, way)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".part").write_text(json.dumps(rows))
-            path.with_suffix(".part").replace(path)
+            own = path.with_suffix(f".{os.getpid()}.part")  # another process may score the same
+            own.write_text(json.dumps(rows))
+            own.replace(path)
             say(way.title, way.seed, case_id, round(time.process_time()))
         found += json.loads(path.read_text())
     return found

@@ -261,8 +261,9 @@ class Bench:
             path.parent.mkdir(parents=True, exist_ok=True)
             with self.costs(part):
                 made = make()
-            joblib.dump(made, path.with_suffix(".part"), compress=("zlib", 1))
-            path.with_suffix(".part").replace(path)
+            own = path.with_suffix(f".{os.getpid()}.part")  # another process may make the same
+            joblib.dump(made, own, compress=("zlib", 1))
+            own.replace(path)
             say(part, name)
         return joblib.load(path)
 

@@ -98,8 +98,8 @@ def to_scan(volume: Volume, anatomy: Anatomy, config: PatchConfig, stride_vox: i
 
 
 def on_scan(labels: np.ndarray, volume: Volume, scan: Scan) -> np.ndarray:
-    """A mask or labels of the volume's grid on that of the scan."""
-    return resample_labels(labels, volume.grid, scan.grid)
+    """A mask (bool) or labels (uint8) of the volume's grid on that of the scan, as what they were."""
+    return resample_labels(labels, volume.grid, scan.grid).astype(labels.dtype, copy=False)
 
 
 def seed_of(seed: int, case_id: str) -> int:
