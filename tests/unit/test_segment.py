@@ -6,6 +6,7 @@ import pytest
 from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import MODES
+from diffseglung.patches import on_scan
 from diffseglung.segment import decide, segment, teacher_distance, to_labels, to_voxels
 from diffseglung.volume import read_labels
 
@@ -47,6 +48,18 @@ def test_a_given_lung_mask_is_used_as_it_is(volume, model, segmentation):
     right = segmentation.anatomy.labels == 1
     result = segment(volume, model, lungs=right)
     assert np.array_equal(result.anatomy.lungs, right)
+
+
+def test_a_cavity_has_its_voxels_and_changes_no_others(observation, model):
+    cavities = observation.anatomy.lungs.copy()
+    cavities[: len(cavities) // 2] = False
+    without = decide(replace(observation, cavities=np.zeros_like(cavities)), model)
+    seen = decide(replace(observation, cavities=cavities), model)
+    known = on_scan(cavities, observation.volume, observation.scan)
+    assert known.dtype == bool and 0 < known.sum() < observation.scan.lungs.sum()
+    assert (seen.posteriors[Tissue.CAVITY - 1, known] == 1).all()
+    assert (seen.posteriors[:, ~known] == without.posteriors[:, ~known]).all()
+    assert (seen.labels[~cavities] == without.labels[~cavities]).all()
 
 
 def test_the_pleura_does_not_fade(observation):
