@@ -56,7 +56,8 @@ def test_a_cavity_has_its_voxels_and_changes_no_others(observation, model):
     without = decide(replace(observation, cavities=np.zeros_like(cavities)), model)
     seen = decide(replace(observation, cavities=cavities), model)
     known = on_scan(cavities, observation.volume, observation.scan)
-    assert known.dtype == bool and 0 < known.sum() < observation.scan.lungs.sum()
+    assert known.dtype == bool
+    assert 0 < known.sum() < observation.scan.lungs.sum()
     assert (seen.posteriors[Tissue.CAVITY - 1, known] == 1).all()
     assert (seen.posteriors[:, ~known] == without.posteriors[:, ~known]).all()
     assert (seen.labels[~cavities] == without.labels[~cavities]).all()
