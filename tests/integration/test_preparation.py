@@ -109,7 +109,7 @@ def test_other_settings_are_refused_in_the_same_workspace(workspace: Path, cohor
     manifest = (workspace / "manifest.json").read_text()
     with pytest.raises(WrongArgument, match=r"patches.per_case was 12, is 5"):
         prepare(str(cohort), str(workspace), load_config("smoke", None, ["patches.per_case=5"]))
-    with pytest.raises(WrongArgument, match=r"cavity.min_ml was 1.0, is 2.0"):
+    with pytest.raises(WrongArgument, match=r"cavity.min_ml was 0.5, is 2.0"):
         prepare(str(cohort), str(workspace), load_config("smoke", None, ["cavity.min_ml=2"]))
     assert (workspace / "manifest.json").read_text() == manifest
 
