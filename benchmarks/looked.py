@@ -30,7 +30,7 @@ from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
 
 # How many, of which seed. The 12 of seed 6103, the 24 of 6104 and of 6105 were the test scans until scored, once.
-SPLITS = {"train": (24, 6101), "validation": (24, 6102), "test": (24, 6106)}
+SPLITS = {"train": (24, 6101), "validation": (24, 6102), "test": (24, 6107)}
 CELLS_A_SCAN = 2304  # as many as jobs/train.py samples of 48 patches
 # What a look depends on. A change of the mixture, or of what follows it, costs no new look.
 DRAWN_BY = tuple(

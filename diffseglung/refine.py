@@ -8,8 +8,9 @@ import numba
 import numpy as np
 from scipy import ndimage
 
+from diffseglung.anatomy.morphology import dilate
 from diffseglung.frozen import frozen
-from diffseglung.labels import TISSUES, Tissue
+from diffseglung.labels import DISEASES, TISSUES, Tissue
 from diffseglung.tissue import VOXEL_HU
 
 
@@ -21,7 +22,7 @@ class RefineConfig:
     as 6 dt + rho <= 1, and then probabilities stay probabilities whatever the spacing.
     """
 
-    iterations: int = 120
+    iterations: int = 120  # 0, and a `hu_power` of 0: no fusion
     dt: float = 0.14  # per iteration, in squared voxels of the finest axis
     rho: float = 0.01  # pull back to what the mixture said; sqrt(dt / rho) voxels is how far a voxel is heard
     edge_hu: float = 30.0  # E0: the density step over `edge_mm` at which the flow has halved
@@ -29,6 +30,10 @@ class RefineConfig:
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
+    reach: float = (
+        0.35  # how far a lesion may grow beyond what the mixture saw of it, in shares of its radius,
+    )
+    reach_mm: float = 6.0  # and in mm
     speck_ml: float = (
         0.3  # a smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm
     )
@@ -45,10 +50,10 @@ class RefineConfig:
                 f"refine.dt {self.dt} is unstable: 6 dt + rho is {6 * self.dt + self.rho:.3g}, above 1; "
                 f"take dt <= {(1 - self.rho) / 6:.4f} and more iterations"
             )
-        if min(self.edge_hu, self.edge_mm) <= 0 or min(self.smooth_mm, self.speck_ml) < 0:
-            raise ValueError(
-                "refine.edge_hu and refine.edge_mm must be above 0, refine.smooth_mm and refine.speck_ml not below"
-            )
+        if min(self.edge_hu, self.edge_mm) <= 0:
+            raise ValueError("refine.edge_hu and refine.edge_mm must be above 0")
+        if min(self.smooth_mm, self.reach, self.reach_mm, self.speck_ml) < 0:
+            raise ValueError("refine.smooth_mm, reach, reach_mm and speck_ml must not be below 0")
         if not 0 <= self.feature_weight <= 1:
             raise ValueError(
                 f"refine.feature_weight is {self.feature_weight}: a share between 0 and 1 is needed"
@@ -82,31 +87,72 @@ def fuse(
 ) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
 
-    Borders move; specks that only this made go back (`without_specks`). posterior: float32 (6, z, y, x) over
-    `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x). Returns float32 of the same shape.
+    Borders move, no further than a lesion's reach (`within_reach`), and nothing is found that the mixture did not see
+    (`without_news`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x).
+    Returns float32 of the same shape.
     """
+    if config.iterations == 0 and config.hu_power == 0:
+        return posterior.copy()
     centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
+    near = within_reach(posterior, spacing_mm, config)
     anchored = temper(posterior, hu, centre, spread, config.hu_power)
+    _confine(anchored, near, posterior)
     fused = sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
-    return without_specks(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
+    _confine(fused, near, posterior)
+    return without_news(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
 
 
-def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
-    """The fused maps, with the posterior again in each small lesion of which it called no more than half the same.
+def within_reach(
+    posterior: np.ndarray, spacing_mm: tuple[float, float, float], config: RefineConfig
+) -> np.ndarray:
+    """Where each tissue may come: a disease to its lesions and a share of their radius around them (bool).
 
-    A lesion is a body of voxels (26 neighbours) of one most likely disease; small is below `fewest_vox`. Both float32
-    (6, z, y, x); `fused` changes.
+    A lesion is what the mixture called one disease; its radius is that of a sphere as large. A large one may win a
+    border of `reach_mm`; a small one stays small, for density alone would make a false one many times as large.
+    Shaped as posterior, (6, z, y, x).
     """
-    tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (fused, posterior))
-    tissue[(tissue == Tissue.HEALTHY) | ~fused.any(axis=0)] = 0
-    lesions = cc3d.connected_components(tissue)
-    count = int(lesions.max()) + 1
-    size, agreed = (np.bincount(lesions[where], minlength=count) for where in (tissue > 0, tissue == before))
-    speck = (size < fewest_vox) & (2 * agreed <= size)
-    speck[0] = False
-    back = speck[lesions]
+    tissue, lesions, size = _lesions(posterior)
+    radius_mm = np.cbrt(0.75 / np.pi * size * np.prod(spacing_mm))
+    voxel_mm = min(spacing_mm)
+    grows_mm = np.minimum(config.reach * radius_mm, config.reach_mm) // voxel_mm * voxel_mm
+    near = np.zeros(posterior.shape, bool)
+    near[TISSUES.index(Tissue.HEALTHY)] = True
+    for disease in DISEASES:
+        seen, place = tissue == disease, near[TISSUES.index(disease)]
+        for by_mm in np.unique(grows_mm[lesions[seen]]):
+            place |= dilate(seen & (grows_mm == by_mm)[lesions], by_mm, spacing_mm)
+    return near
+
+
+def without_news(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
+    """The fused maps, with the posterior again in each lesion that it did not see, or small, no more than half of.
+
+    Small is below `fewest_vox`. Both float32 (6, z, y, x); `fused` changes.
+    """
+    tissue, lesions, size = _lesions(fused)
+    seen = np.bincount(lesions[tissue == _called(posterior)], minlength=len(size))
+    news = (seen == 0) | ((size < fewest_vox) & (2 * seen <= size))
+    news[0] = False
+    back = news[lesions]
     fused[:, back] = posterior[:, back]
     return fused
+
+
+def _called(maps: np.ndarray) -> np.ndarray:
+    """The most likely tissue of each voxel, 0 where nothing is believed (uint8)."""
+    return np.where(maps.any(axis=0), maps.argmax(axis=0) + 1, 0).astype(np.uint8)
+
+
+def _lesions(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The most likely disease of each voxel (0: none), the number of its lesion, and each lesion's voxels.
+
+    A lesion is a body (26 neighbours) of one disease.
+    """
+    tissue = _called(maps)
+    tissue[tissue == Tissue.HEALTHY] = 0
+    lesions = cc3d.connected_components(tissue)
+    size = np.bincount(lesions[tissue > 0], minlength=int(lesions.max()) + 1)
+    return tissue, lesions, size
 
 
 def sobel_diffusion(
@@ -284,6 +330,27 @@ def _gates(flow: np.ndarray, axis: int, step: np.float32) -> np.ndarray:
     """
     before = np.roll(flow, 1, axis)
     return np.where((flow > 0) & (before > 0), step * (flow + before), np.float32(0))
+
+
+def _confine(maps: np.ndarray, near: np.ndarray, posterior: np.ndarray) -> None:
+    """Each map stays where its tissue may come, and they sum to one again; the posterior where none is left."""
+    _keep_near(*(u.reshape(len(TISSUES), -1) for u in (maps, near, posterior)))
+
+
+@numba.njit(nogil=True, cache=True)
+def _keep_near(maps, near, posterior):
+    for i in range(maps.shape[1]):
+        whole = np.float32(0)
+        for k in range(len(maps)):
+            if near[k, i]:
+                whole += maps[k, i]
+        for k in range(len(maps)):
+            if whole == 0:
+                maps[k, i] = posterior[k, i]
+            elif near[k, i]:
+                maps[k, i] /= whole
+            else:
+                maps[k, i] = 0
 
 
 @numba.njit(nogil=True, cache=True)

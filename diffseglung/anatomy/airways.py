@@ -12,6 +12,8 @@ LUMEN_HU = (-850, -750, -650)  # thick slices blur the trachea's air with its wa
 AREA_MM2 = (50.0, 1200.0)  # from a child's trachea to tracheobronchomegaly
 LEAK_ML = 150.0  # what one step adds beyond this is lung; up to it, it may be a cavity
 SMALL_MM = 6.0
+WALL_HU = (-650, -600, -550, -500, -450, -400)  # of small bronchi, blurred; the last only bronchi have
+TWIG_MM2 = 10.0  # volume over length: of twigs in 48 phantoms eight tenths are bronchi, of lumps a fifth
 WIDE_MM = 8.0  # half the width that no bronchus reaches, whatever the trachea's
 IN_PLANE = np.zeros((3, 3, 3), bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
@@ -102,26 +104,39 @@ def _without_caverns(airways: np.ndarray, trachea: np.ndarray, spacing_mm: Spaci
 
 
 def add_small_bronchi(
-    hu: np.ndarray,
-    airways: np.ndarray,
-    spacing_mm: Spacing,
-    *,
-    contrast_hu: float = 150.0,
-    wall_hu: float = -650.0,
+    hu: np.ndarray, airways: np.ndarray, spacing_mm: Spacing, *, contrast_hu: float = 120.0
 ) -> np.ndarray:
     """The airways and the bronchi of up to 6 mm across that join them, by their walls (bool).
 
     A small bronchus is as dark as the lung around it, blurred, but on some slice a wall goes all round: closing
     the slice in grey values fills its lumen to the height of the wall, and leaves emphysema, which has none, and
-    bullae, which are wider, as they are. After Fetita et al., IEEE TMI 2004.
+    bullae, which are wider, as they are (after Fetita et al., IEEE TMI 2004). Lung between vessels or septa is walled
+    in too, but joins in lumps: what is no twig is looked at again behind denser walls, up to some that only bronchi
+    have.
     """
     size = [2 * round((SMALL_MM / mm - 1) / 2) + 1 for mm in spacing_mm]
     if not airways.any() or max(spacing_mm) > SMALL_MM / 2.4:
         return airways  # on a coarser grid a wall and the lumen beside it are one voxel
     flat = np.minimum(hu, 0)
-    lumen = airways.copy()
+    wall_hu = np.full(hu.shape, -np.inf, np.float32)
     for axis in range(3):
         closed = ndimage.grey_closing(flat, [1 if a == axis else size[a] for a in range(3)])
-        lumen |= (closed - flat > contrast_hu) & (closed > wall_hu) & (hu < wall_hu)
-    parts, _ = components(lumen, connectivity=26)
-    return np.isin(parts, np.unique(parts[airways]))
+        np.maximum(wall_hu, closed, out=wall_hu, where=closed - flat > contrast_hu)
+    found, open_ = airways.copy(), hu < WALL_HU[0]
+    for least_hu in WALL_HU:
+        parts, _ = components(airways | (open_ & (wall_hu > least_hu)), connectivity=26)
+        joined = np.isin(parts, np.unique(parts[airways])) & ~airways
+        twigs = joined if least_hu == WALL_HU[-1] else _twigs(joined, spacing_mm)
+        found |= twigs
+        open_ = joined & ~twigs
+    return found
+
+
+def _twigs(mask: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+    """The parts of a mask (26 neighbours) that are thin for their length (bool)."""
+    parts, sizes = components(mask, connectivity=26)
+    thin = np.zeros(len(sizes), bool)
+    for number, box in enumerate(ndimage.find_objects(parts), start=1):
+        length_mm = np.linalg.norm([(b.stop - b.start) * mm for b, mm in zip(box, spacing_mm, strict=True)])
+        thin[number] = sizes[number] * np.prod(spacing_mm) <= TWIG_MM2 * length_mm
+    return thin[parts]

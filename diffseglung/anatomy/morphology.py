@@ -146,7 +146,7 @@ def components(mask: np.ndarray, connectivity: Literal[6, 26] = 6) -> tuple[np.n
     numbered = np.zeros(mask.shape, np.int32)
     if not mask.any():
         return numbered, np.zeros(1, np.int64)
-    box = bounding_box(mask, 0, (1, 1, 1))
+    box = bounding_box(mask, 1, (1, 1, 1))  # cc3d 4.1 fails on a row of single voxels without a margin
     parts, count = cc3d.connected_components(mask[box], connectivity=connectivity, return_N=True)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)
     sizes[0] = 0

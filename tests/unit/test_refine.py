@@ -7,15 +7,19 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from diffseglung.labels import TISSUES
 from diffseglung.refine import (
     RefineConfig,
     conductance,
+    fuse,
     lung_box,
     sobel_diffusion,
     sobel_edges,
     temper,
-    without_specks,
+    within_reach,
+    without_news,
 )
+from diffseglung.tissue import VOXEL_HU
 
 ISOTROPIC = (2.0, 2.0, 2.0)
 
@@ -212,6 +216,7 @@ def test_an_empty_lung_changes_nothing():
         ({"edge_hu": 0.0}, "edge_hu"),
         ({"feature_weight": 2.0}, "between 0 and 1"),
         ({"hu_power": -0.1}, "hu_power"),
+        ({"reach": -0.1}, "reach"),
     ],
 )
 def test_settings_without_meaning_are_refused_in_words(settings, words):
@@ -242,18 +247,64 @@ def test_a_whole_chest_at_2_mm_takes_seconds():
     assert time.process_time() - begun < 12  # 1.4 s measured on one core; a scalar loop takes 10 or more
 
 
+def seen_in(shape: tuple[int, int, int], *places, belief: float = 0.8) -> np.ndarray:
+    """Posteriors (6, z, y, x) of healthy lung with ground glass in some places."""
+    maps = np.zeros((6, *shape), np.float32)
+    maps[0] = 1
+    for place in places:
+        maps[(0, *place)], maps[(2, *place)] = 1 - belief, belief
+    return maps
+
+
 def test_a_speck_that_the_mixture_did_not_know_goes_back_and_a_lesion_stays():
-    believed = np.zeros((6, 12, 12, 24), np.float32)
-    believed[0] = 1
-    fused = believed.copy()
-    known, new, large = np.s_[1:4, 1:4, 1:4], np.s_[1:4, 1:4, 8:11], np.s_[2:10, 6:12, 14:24]
-    for place in (known, new, large):
-        fused[(0, *place)], fused[(2, *place)] = 0.2, 0.8
-    believed[(0, *known)], believed[(2, *known)] = 0.4, 0.6
+    shape = (12, 12, 30)
+    known, new, half = np.s_[1:4, 1:4, 1:4], np.s_[1:4, 1:4, 8:11], np.s_[2:10, 6:12, 14:22]
+    unseen = np.s_[2:10, 6:12, 24:30]
+    believed = seen_in(shape, known, np.s_[2:10, 6:12, 14:16], belief=0.6)
+    fused = seen_in(shape, known, new, half, unseen)
     fused[:, 0] = 0  # outside the lung
-    left = without_specks(fused.copy(), believed, fewest_vox=60)
-    np.testing.assert_array_equal(left[(slice(None), *new)], believed[(slice(None), *new)])
-    for place in (known, large):
+    left = without_news(fused.copy(), believed, fewest_vox=60)
+    for place in (new, unseen):
+        np.testing.assert_array_equal(left[(slice(None), *place)], believed[(slice(None), *place)])
+    for place in (known, half):
         np.testing.assert_array_equal(left[(slice(None), *place)], fused[(slice(None), *place)])
     assert not left[:, 0].any()
-    np.testing.assert_array_equal(without_specks(fused.copy(), believed, fewest_vox=0), fused)
+
+
+def test_a_lesion_reaches_as_far_as_it_is_large():
+    shape = (24, 24, 60)
+    z, y, x = np.ogrid[:24, :24, :60]
+    ball = (z - 12) ** 2 + (y - 12) ** 2 + (x - 14) ** 2 <= 7.0**2  # 14 mm on voxels of 2 mm
+    speck = np.s_[11:13, 11:13, 45:47]
+    near = within_reach(seen_in(shape, (ball,), speck), ISOTROPIC, RefineConfig(reach=0.35, reach_mm=6.0))
+    away_mm = 2 * ndimage.distance_transform_edt(~ball)
+    in_left = np.arange(60) < 36
+    assert near[0].all()
+    np.testing.assert_array_equal(
+        near[2][..., in_left], (away_mm <= 4.0)[..., in_left]
+    )  # 4.9, in whole voxels
+    assert near[2][..., ~in_left].sum() == 8
+    assert not near[3:].any()
+    far = within_reach(seen_in(shape, (ball,)), ISOTROPIC, RefineConfig(reach=2.0, reach_mm=6.0))
+    np.testing.assert_array_equal(far[2], away_mm <= 6.0)
+
+
+def test_fusion_moves_a_border_and_finds_no_lesion_that_the_mixture_did_not_see():
+    """Of two places as dense that are believed healthy, just, one lies beside a lesion."""
+    shape = (24, 24, 60)
+    lungs = np.ones(shape, bool)
+    hu = np.random.default_rng(0).normal(-850, 20, shape).astype(np.float32)
+    hu[4:20, 4:20, 4:24] += 250
+    hu[8:16, 8:16, 44:52] += 250
+    believed = seen_in(shape, np.s_[4:20, 4:20, 4:22])
+    for place in (np.s_[4:20, 4:20, 22:24], np.s_[8:16, 8:16, 44:52]):
+        believed[(0, *place)], believed[(2, *place)] = 0.55, 0.45
+    kept = fuse(believed, hu, lungs, ISOTROPIC, RefineConfig())
+    called = kept.argmax(axis=0) == 2
+    assert called[8:16, 8:16, 22:24].mean() > 0.95
+    assert not called[..., 30:].any()
+    np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-5)
+    boundless = fuse(believed, hu, lungs, ISOTROPIC, RefineConfig(reach=1e3, reach_mm=1e3, speck_ml=0))
+    assert not (boundless.argmax(axis=0) == 2)[..., 30:].any(), "what was not seen anywhere near goes back"
+    density = temper(believed, hu, *(np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1)), 0.35)
+    assert (density.argmax(axis=0) == 2)[8:16, 8:16, 44:52].mean() > 0.9

@@ -40,6 +40,15 @@ def test_a_small_bronchus_joins_by_its_wall_and_an_emphysematous_hole_does_not()
     assert (found & ~TRACHEA & ~bronchus).sum() < 0.2 * bronchus.sum()
 
 
+def test_lung_between_septa_that_joins_in_lumps_is_no_bronchus():
+    block = (np.abs(X - 24) < 19) & (np.abs(Y) < 15) & (np.abs(Z) < 15) & ~TRACHEA
+    hu = np.full(Z.shape, -870.0, np.float32)
+    hu[block & ((X % 6 == 0) | (Y % 6 == 0)) & (Z % 6 != 0)] = -420.0
+    hu[TRACHEA] = -990.0
+    found = add_small_bronchi(hu, TRACHEA, SPACING_MM) & ~TRACHEA
+    assert (found & block).sum() < 0.02 * (block & (hu < -650)).sum()
+
+
 def test_without_a_trachea_there_are_no_airways():
     nothing = np.zeros(Z.shape, bool)
     assert not add_small_bronchi(scan(TRACHEA), nothing, SPACING_MM).any()

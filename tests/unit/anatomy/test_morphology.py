@@ -83,6 +83,14 @@ def test_components_come_largest_first():
     assert parts[0, 0, 0] == 3
 
 
+def test_single_voxels_in_a_row_are_parts_too():
+    mask = np.zeros((4, 4, 20), bool)
+    mask[1, 2, 3:9:2] = True
+    parts, sizes = components(mask, connectivity=26)
+    assert sizes.tolist() == [0, 1, 1, 1]
+    assert parts[1, 2, 3:9].tolist() == [1, 0, 2, 0, 3, 0]
+
+
 def test_a_box_holds_mask_and_margin_inside_the_array():
     mask = np.zeros((10, 20, 20), bool)
     mask[4, 1, 10] = True
