@@ -1,6 +1,6 @@
 """The product's chain on a phantom without Ray, in pieces: what the benchmarks of its method share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import count
 from pathlib import Path
 
@@ -8,17 +8,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.cavity import find_cavities
-from diffseglung.cells import Cells, describe_cells
 from diffseglung.config import Config
 from diffseglung.distill import Distillation, distill
 from diffseglung.labels import TISSUES
-from diffseglung.patches import Scan, on_scan, regrid, to_scan
+from diffseglung.look import Look, look
+from diffseglung.patches import regrid
 from diffseglung.prepare import cell_tissues, prepare_case
-from diffseglung.segment import Observation, Stopwatch
 from diffseglung.teacher import Standardiser
-from diffseglung.volume import Volume, read_labels, read_volume
+from diffseglung.volume import read_labels, read_volume
 from diffseglung_ray.training_process import COLUMNS, in_memory
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -27,23 +24,12 @@ Columns = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Seen:
+class Seen(Look):
     """All that is known of a phantom without a network, and its truth; `tissue` is that of each cell, 0 if mixed."""
 
     case_id: str
-    volume: Volume
-    anatomy: Anatomy
-    scan: Scan
-    cavities: np.ndarray
-    cells: Cells
     truth: np.ndarray
     tissue: np.ndarray
-
-    def with_features(self, features: np.ndarray) -> Observation:
-        """As `segment.observe` gives it."""
-        return Observation(
-            self.volume, self.anatomy, self.scan, self.cavities, self.cells, features, Stopwatch()
-        )
 
     def per_cell(self, features: np.ndarray) -> np.ndarray:
         """A student's features (c, z, y, x) at each cell: (z, y, x, c)."""
@@ -61,16 +47,12 @@ class Seen:
         return np.random.default_rng(0).normal(size=(2, *shape)).astype(np.float32)
 
 
-def look(case_id: str, image: Path | str, truth: Path | str, config: Config) -> Seen:
-    """A phantom as `segment.observe` sees it, without the network."""
+def look_at(case_id: str, image: Path | str, truth: Path | str, config: Config) -> Seen:
+    """A phantom as the product sees it, without the network."""
     volume = read_volume(image, config=config.volume)
-    labels = read_labels(truth, volume)
-    anatomy = find_anatomy(volume, config.anatomy)
-    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    tissue = cell_tissues(labels, volume, scan, config.patches)
-    cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
-    cells = describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
-    return Seen(case_id, volume, anatomy, scan, cavities, cells, labels, tissue)
+    labels, seen = read_labels(truth, volume), look(volume, config)
+    tissue = cell_tissues(labels, volume, seen.scan, config.patches)
+    return Seen(*(getattr(seen, part.name) for part in fields(Look)), case_id, labels, tissue)
 
 
 def cut_patches(case_id: str, image: Path | str, config: Config) -> Columns:

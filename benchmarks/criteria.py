@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from chain import cut_patches, dice, together, train
-from chain import look as look_at
+from chain import cut_patches, dice, look_at, together, train
 from joblib import Memory
 from record import commit, record
 from safetensors.torch import load_file, save_file

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import torch
-from chain import DEVICE, Columns, Seen, cut_patches, dice, diseases, look, together, train
+from chain import DEVICE, Columns, Seen, cut_patches, dice, diseases, look_at, together, train
 from joblib import Memory, Parallel, delayed
 from looked import DRAWN_BY, LABELLED_BY, LOOKED_BY, source
 from record import commit, record
@@ -105,7 +105,7 @@ class Cohorts:
         same_window = replace(config.patches, local_window_vox=base.patches.local_window_vox)
         self.looked = replace(self.plain, patches=same_window)
         self.place, memory = place, Memory(place / "kept", verbose=0)
-        self._look, self._cut = memory.cache(look), memory.cache(cut_patches)
+        self._look, self._cut = memory.cache(look_at), memory.cache(cut_patches)
 
     def draw(self, name: str, index: int) -> None:
         """One phantom, where it is not there yet."""

@@ -37,6 +37,7 @@ from diffseglung.cells import Cells
 from diffseglung.config import recipe
 from diffseglung.features import sample_cells, width
 from diffseglung.labels import TISSUES
+from diffseglung.look import Observation, Stopwatch
 from diffseglung.mixture import CellTable, couple, fit_mixture
 from diffseglung.model import Model
 from diffseglung.patches import cut, stitch, tile_corners
@@ -44,7 +45,7 @@ from diffseglung.phantom import PhantomConfig, make_phantom, write_cohort
 from diffseglung.prepare import prepare_case
 from diffseglung.results import case_result, write_case
 from diffseglung.schedule import Schedule, to_unit
-from diffseglung.segment import Observation, Segmentation, Stopwatch, decide, observe, to_voxels
+from diffseglung.segment import Segmentation, decide, observe, to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference

@@ -12,9 +12,10 @@ from sklearn.mixture import GaussianMixture
 from diffseglung.baselines import BASELINES
 from diffseglung.config import Config, digest
 from diffseglung.labels import TISSUES
+from diffseglung.look import Observation
 from diffseglung.mixture import CellTable, Mixture, couple, physics
 from diffseglung.model import Model
-from diffseglung.segment import Observation, decide, to_voxels
+from diffseglung.segment import decide, to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import name_by_hu
@@ -130,7 +131,7 @@ def student_ways(lessons: Lessons, student: Trained) -> Iterator[Way]:
 def observed(seen: Seen, *, enclosure: bool = True) -> Observation:
     """The scan for ways that do not look at features."""
     full = seen.with_features(seen.blank)
-    return full if enclosure else replace(full, cavities=np.zeros_like(seen.cavities))
+    return full if enclosure else full.with_other_cavities(np.zeros_like(seen.cavities))
 
 
 def coordinates(mixture: Mixture, cells: CellTable) -> np.ndarray:

@@ -5,11 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
-from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.cavity import find_cavities
-from diffseglung.cells import Cells, core, describe_cells
+from diffseglung.cells import core
 from diffseglung.config import Config
 from diffseglung.labels import TISSUES, Tissue
+from diffseglung.look import look
 from diffseglung.mixture import CellTable
 from diffseglung.patches import (
     Corner,
@@ -21,7 +20,6 @@ from diffseglung.patches import (
     on_scan,
     sample_corners,
     seed_of,
-    to_scan,
 )
 from diffseglung.schemas import patches_schema
 from diffseglung.teacher import describe_patches, describe_windows
@@ -37,15 +35,13 @@ def prepare_case(
     `lungs` is a given lung mask on the volume's grid. A case of weight 4 gives four times the patches, as far
     as it has them. Raises ValueError, in words, where no patch can be had.
     """
-    anatomy = find_anatomy(volume, config.anatomy, lungs)
-    stride = config.student.stride_vox
-    scan = to_scan(volume, anatomy, config.patches, stride)
+    seen, stride = look(volume, config, lungs), config.student.stride_vox
+    scan, cells = seen.scan, seen.cells
     quota = replace(config.patches, per_case=max(1, round(config.patches.per_case * weight)))
     corners = sample_corners(scan.lungs, quota, stride, seed_of(config.patches.seed, case_id))
     if not corners:
         raise ValueError(f"no patch of {config.patches.size_vox} voxels holds any lung")
     size = config.patches.size_vox
-    cells = cells_of(volume, anatomy, scan, config)
     local = describe_windows(
         scan.hu,
         core(scan.lungs, config.patches),
@@ -76,7 +72,7 @@ def prepare_case(
         "mesh": [reference.log_mesh] * n,
     }
     schema = patches_schema(config.patches, config.student)
-    lung_ml = f"{anatomy.right_ml + anatomy.left_ml:.3f}".encode()
+    lung_ml = f"{seen.anatomy.right_ml + seen.anatomy.left_ml:.3f}".encode()
     schema = schema.with_metadata({**schema.metadata, b"lung_ml": lung_ml})
     return pa.Table.from_arrays(
         [
@@ -97,21 +93,13 @@ def labelled_cells(
     truth: uint8 tissue labels on the volume's grid; where it is 0, say on slices that nobody annotated, nothing is
     known. No network looks at the scan: the cells have no features.
     """
-    anatomy = find_anatomy(volume, config.anatomy, lungs)
-    scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    cells = cells_of(volume, anatomy, scan, config)
-    tissue = cell_tissues(truth, volume, scan, config.patches)
+    seen = look(volume, config, lungs)
+    cells, tissue = seen.cells, cell_tissues(truth, volume, seen.scan, config.patches)
     which = cells.inside & (tissue > 0)
     evidence = cells.evidence[which]
     reference = scan_reference(cells.evidence[cells.inside], config.tissue)
     table = CellTable(evidence, cells.descriptors[which], np.zeros((len(evidence), 0), np.float32), reference)
     return table, tissue[which]
-
-
-def cells_of(volume: Volume, anatomy: Anatomy, scan: Scan, config: Config) -> Cells:
-    """Evidence and descriptors of each cell of a scan, as `segment.observe` has them."""
-    cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
-    return describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
 
 
 def cell_tissues(truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig) -> np.ndarray:

@@ -34,9 +34,6 @@ class RefineConfig:
         0.35  # how far a lesion may grow beyond what the mixture saw of it, in shares of its radius,
     )
     reach_mm: float = 6.0  # and in mm
-    speck_ml: float = (
-        0.3  # a smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm
-    )
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -52,8 +49,8 @@ class RefineConfig:
             )
         if min(self.edge_hu, self.edge_mm) <= 0:
             raise ValueError("refine.edge_hu and refine.edge_mm must be above 0")
-        if min(self.smooth_mm, self.reach, self.reach_mm, self.speck_ml) < 0:
-            raise ValueError("refine.smooth_mm, reach, reach_mm and speck_ml must not be below 0")
+        if min(self.smooth_mm, self.reach, self.reach_mm) < 0:
+            raise ValueError("refine.smooth_mm, refine.reach and refine.reach_mm must not be below 0")
         if not 0 <= self.feature_weight <= 1:
             raise ValueError(
                 f"refine.feature_weight is {self.feature_weight}: a share between 0 and 1 is needed"
@@ -99,7 +96,7 @@ def fuse(
     _confine(anchored, near, posterior)
     fused = sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
     _confine(fused, near, posterior)
-    return without_news(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
+    return without_news(fused, posterior)
 
 
 def within_reach(
@@ -124,16 +121,15 @@ def within_reach(
     return near
 
 
-def without_news(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
-    """The fused maps, with the posterior again in each lesion that it did not see, or small, no more than half of.
+def without_news(fused: np.ndarray, posterior: np.ndarray) -> np.ndarray:
+    """The fused maps, with the posterior again in each lesion of which it saw nothing.
 
-    Small is below `fewest_vox`. Both float32 (6, z, y, x); `fused` changes.
+    Both float32 (6, z, y, x); `fused` changes.
     """
     tissue, lesions, size = _lesions(fused)
-    seen = np.bincount(lesions[tissue == _called(posterior)], minlength=len(size))
-    news = (seen == 0) | ((size < fewest_vox) & (2 * seen <= size))
-    news[0] = False
-    back = news[lesions]
+    seen = np.bincount(lesions[tissue == _called(posterior)], minlength=len(size)) > 0
+    seen[0] = True  # what is no lesion
+    back = ~seen[lesions]
     fused[:, back] = posterior[:, back]
     return fused
 
@@ -333,24 +329,20 @@ def _gates(flow: np.ndarray, axis: int, step: np.float32) -> np.ndarray:
 
 
 def _confine(maps: np.ndarray, near: np.ndarray, posterior: np.ndarray) -> None:
-    """Each map stays where its tissue may come, and they sum to one again; the posterior where none is left."""
-    _keep_near(*(u.reshape(len(TISSUES), -1) for u in (maps, near, posterior)))
+    """The posterior again where a disease that may not come there is the likeliest: doubt stays, its name goes."""
+    _put_back(*(u.reshape(len(TISSUES), -1) for u in (maps, near, posterior)))
 
 
 @numba.njit(nogil=True, cache=True)
-def _keep_near(maps, near, posterior):
+def _put_back(maps, near, posterior):
     for i in range(maps.shape[1]):
-        whole = np.float32(0)
-        for k in range(len(maps)):
-            if near[k, i]:
-                whole += maps[k, i]
-        for k in range(len(maps)):
-            if whole == 0:
+        best = 0
+        for k in range(1, len(maps)):
+            if maps[k, i] > maps[best, i]:
+                best = k
+        if not near[best, i]:
+            for k in range(len(maps)):
                 maps[k, i] = posterior[k, i]
-            elif near[k, i]:
-                maps[k, i] /= whole
-            else:
-                maps[k, i] = 0
 
 
 @numba.njit(nogil=True, cache=True)

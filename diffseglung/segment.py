@@ -1,22 +1,20 @@
 """One scan, the whole story: from a CT to six tissues on its own grid."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy import Anatomy, find_anatomy
-from diffseglung.cavity import find_cavities
-from diffseglung.cells import Cells, describe_cells
+from diffseglung.anatomy import Anatomy
+from diffseglung.cells import Cells
 from diffseglung.features import extract
 from diffseglung.grid import crop_grid, largest_of
 from diffseglung.labels import TISSUES, Tissue
+from diffseglung.look import Observation, Stopwatch, look
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
-from diffseglung.patches import Scan, on_scan, regrid, to_scan
+from diffseglung.patches import Scan, regrid
 from diffseglung.refine import fuse, lung_box
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import scan_reference
@@ -25,35 +23,6 @@ from diffseglung.volume import Volume
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Seconds spent in each stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Observation:
-    """All that is known of a scan before anything is decided: what every mode of the mixture shares.
-
-    `cavities` is bool on the volume's canonical grid; the rest lies on the lung box of `scan`.
-    """
-
-    volume: Volume
-    anatomy: Anatomy
-    scan: Scan
-    cavities: np.ndarray
-    cells: Cells
-    features: np.ndarray
-    watch: Stopwatch
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,16 +60,10 @@ def observe(
 ) -> Observation:
     """Anatomy, the lung box on the recipe's grid, physical evidence of each cell, and the student's features."""
     config, watch = model.config, Stopwatch()
-    with watch("anatomy"):
-        anatomy = find_anatomy(volume, config.anatomy, lungs)
-        scan = to_scan(volume, anatomy, config.patches, config.student.stride_vox)
-    with watch("cavities"):
-        cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
-    with watch("cells"):
-        cells = describe_cells(scan, config.patches, config.teacher, on_scan(cavities, volume, scan))
+    seen = look(volume, config, lungs, watch=watch)
     with watch("features"):
-        features = extract(model.student, scan, config.patches, config.features, progress)
-    return Observation(volume, anatomy, scan, cavities, cells, features, watch)
+        features = extract(model.student, seen.scan, config.patches, config.features, progress)
+    return seen.with_features(features, watch)
 
 
 def decide(
@@ -185,10 +148,8 @@ def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
 
 def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     """Air that dense tissue encloses needs no cluster."""
-    if seen.cavities.any():
-        known = on_scan(seen.cavities, seen.volume, seen.scan)
-        posteriors[:, known] = 0
-        posteriors[Tissue.CAVITY - 1, known] = 1
+    posteriors[:, seen.enclosed] = 0
+    posteriors[Tissue.CAVITY - 1, seen.enclosed] = 1
     return posteriors
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from made_model import SMALL, make_model
 
+from diffseglung.look import Observation
 from diffseglung.model import Model
 from diffseglung.phantom import write_cohort
-from diffseglung.segment import Observation, Segmentation, decide, observe
+from diffseglung.segment import Segmentation, decide, observe
 from diffseglung.volume import Volume, read_volume
 
 

@@ -53,8 +53,8 @@ def test_a_given_lung_mask_is_used_as_it_is(volume, model, segmentation):
 def test_a_cavity_has_its_voxels_and_changes_no_others(observation, model):
     cavities = observation.anatomy.lungs.copy()
     cavities[: len(cavities) // 2] = False
-    without = decide(replace(observation, cavities=np.zeros_like(cavities)), model)
-    seen = decide(replace(observation, cavities=cavities), model)
+    without = decide(observation.with_other_cavities(np.zeros_like(cavities)), model)
+    seen = decide(observation.with_other_cavities(cavities), model)
     known = on_scan(cavities, observation.volume, observation.scan)
     assert known.dtype == bool
     assert 0 < known.sum() < observation.scan.lungs.sum()
