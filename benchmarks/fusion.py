@@ -27,7 +27,7 @@ from diffseglung.segment import cell_posteriors, decide, to_voxels
 QUESTION = "What does Sobel-diffusion fusion change, and what does it cost?"
 MIXED = tuple(t for t in DISEASES if t != Tissue.CAVITY)  # a cavity is found before and only drawn in
 BEFORE = "none"
-FAR = 1e3  # shares of a radius, and mm: anywhere
+FAR_MM = 1e3
 
 
 def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
@@ -35,7 +35,7 @@ def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
     return {
         BEFORE: replace(own, iterations=0, hu_power=0.0),
         "density alone": replace(own, iterations=0),
-        "anywhere": replace(own, reach=FAR, reach_mm=FAR),
+        "anywhere": replace(own, reach_mm=FAR_MM),
         "ours": own,
     }
 

@@ -30,10 +30,10 @@ class RefineConfig:
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
-    reach: float = (
-        0.35  # how far a lesion may grow beyond what the mixture saw of it, in shares of its radius,
-    )
-    reach_mm: float = 6.0  # and in mm
+    seen: float = 0.3  # a disease that the mixture believes in at least so much, it saw there
+    reach_mm: float = 6.0  # how far a disease may come from where it was seen
+    # A smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm.
+    speck_ml: float = 0.3
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -49,8 +49,10 @@ class RefineConfig:
             )
         if min(self.edge_hu, self.edge_mm) <= 0:
             raise ValueError("refine.edge_hu and refine.edge_mm must be above 0")
-        if min(self.smooth_mm, self.reach, self.reach_mm) < 0:
-            raise ValueError("refine.smooth_mm, refine.reach and refine.reach_mm must not be below 0")
+        if min(self.smooth_mm, self.reach_mm, self.speck_ml) < 0:
+            raise ValueError("refine.smooth_mm, refine.reach_mm and refine.speck_ml must not be below 0")
+        if not 0 < self.seen <= 1:
+            raise ValueError(f"refine.seen is {self.seen}: a probability above 0 is needed")
         if not 0 <= self.feature_weight <= 1:
             raise ValueError(
                 f"refine.feature_weight is {self.feature_weight}: a share between 0 and 1 is needed"
@@ -84,8 +86,8 @@ def fuse(
 ) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
 
-    Borders move, no further than a lesion's reach (`within_reach`), and nothing is found that the mixture did not see
-    (`without_news`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x).
+    Borders move, but no disease comes far from where the mixture saw it (`within_reach`); specks that only this made go
+    back (`without_specks`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x).
     Returns float32 of the same shape.
     """
     if config.iterations == 0 and config.hu_power == 0:
@@ -96,40 +98,39 @@ def fuse(
     _confine(anchored, near, posterior)
     fused = sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
     _confine(fused, near, posterior)
-    return without_news(fused, posterior)
+    return without_specks(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
 
 
 def within_reach(
     posterior: np.ndarray, spacing_mm: tuple[float, float, float], config: RefineConfig
 ) -> np.ndarray:
-    """Where each tissue may come: a disease to its lesions and a share of their radius around them (bool).
+    """Where each tissue may come: a disease to where the mixture saw it and `reach_mm` around (bool, (6, z, y, x)).
 
-    A lesion is what the mixture called one disease; its radius is that of a sphere as large. A large one may win a
-    border of `reach_mm`; a small one stays small, for density alone would make a false one many times as large.
-    Shaped as posterior, (6, z, y, x).
+    Seen is what was the likeliest, or believed in by `seen`: a nodule smaller than a cell is never the likeliest, and
+    its density finds it.
     """
-    tissue, lesions, size = _lesions(posterior)
-    radius_mm = np.cbrt(0.75 / np.pi * size * np.prod(spacing_mm))
-    voxel_mm = min(spacing_mm)
-    grows_mm = np.minimum(config.reach * radius_mm, config.reach_mm) // voxel_mm * voxel_mm
-    near = np.zeros(posterior.shape, bool)
-    near[TISSUES.index(Tissue.HEALTHY)] = True
+    called = _called(posterior)
+    near = np.ones(posterior.shape, bool)
     for disease in DISEASES:
-        seen, place = tissue == disease, near[TISSUES.index(disease)]
-        for by_mm in np.unique(grows_mm[lesions[seen]]):
-            place |= dilate(seen & (grows_mm == by_mm)[lesions], by_mm, spacing_mm)
+        k = TISSUES.index(disease)
+        near[k] = dilate((called == disease) | (posterior[k] >= config.seen), config.reach_mm, spacing_mm)
     return near
 
 
-def without_news(fused: np.ndarray, posterior: np.ndarray) -> np.ndarray:
-    """The fused maps, with the posterior again in each lesion of which it saw nothing.
+def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
+    """The fused maps, with the posterior again in each small lesion of which it called no more than half the same.
 
-    Both float32 (6, z, y, x); `fused` changes.
+    A lesion is a body of voxels (26 neighbours) of one most likely disease; small is below `fewest_vox`. Both float32
+    (6, z, y, x); `fused` changes.
     """
-    tissue, lesions, size = _lesions(fused)
-    seen = np.bincount(lesions[tissue == _called(posterior)], minlength=len(size)) > 0
-    seen[0] = True  # what is no lesion
-    back = ~seen[lesions]
+    tissue, before = _called(fused), _called(posterior)
+    tissue[tissue == Tissue.HEALTHY] = 0
+    lesions = cc3d.connected_components(tissue)
+    count = int(lesions.max()) + 1
+    size, agreed = (np.bincount(lesions[where], minlength=count) for where in (tissue > 0, tissue == before))
+    speck = (size < fewest_vox) & (2 * agreed <= size)
+    speck[0] = False
+    back = speck[lesions]
     fused[:, back] = posterior[:, back]
     return fused
 
@@ -137,18 +138,6 @@ def without_news(fused: np.ndarray, posterior: np.ndarray) -> np.ndarray:
 def _called(maps: np.ndarray) -> np.ndarray:
     """The most likely tissue of each voxel, 0 where nothing is believed (uint8)."""
     return np.where(maps.any(axis=0), maps.argmax(axis=0) + 1, 0).astype(np.uint8)
-
-
-def _lesions(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The most likely disease of each voxel (0: none), the number of its lesion, and each lesion's voxels.
-
-    A lesion is a body (26 neighbours) of one disease.
-    """
-    tissue = _called(maps)
-    tissue[tissue == Tissue.HEALTHY] = 0
-    lesions = cc3d.connected_components(tissue)
-    size = np.bincount(lesions[tissue > 0], minlength=int(lesions.max()) + 1)
-    return tissue, lesions, size
 
 
 def sobel_diffusion(

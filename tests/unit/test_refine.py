@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffseglung.labels import TISSUES
 from diffseglung.refine import (
     RefineConfig,
     conductance,
@@ -17,9 +16,8 @@ from diffseglung.refine import (
     sobel_edges,
     temper,
     within_reach,
-    without_news,
+    without_specks,
 )
-from diffseglung.tissue import VOXEL_HU
 
 ISOTROPIC = (2.0, 2.0, 2.0)
 
@@ -216,7 +214,8 @@ def test_an_empty_lung_changes_nothing():
         ({"edge_hu": 0.0}, "edge_hu"),
         ({"feature_weight": 2.0}, "between 0 and 1"),
         ({"hu_power": -0.1}, "hu_power"),
-        ({"reach": -0.1}, "reach"),
+        ({"reach_mm": -0.1}, "reach_mm"),
+        ({"seen": 0.0}, "seen"),
     ],
 )
 def test_settings_without_meaning_are_refused_in_words(settings, words):
@@ -256,38 +255,38 @@ def seen_in(shape: tuple[int, int, int], *places, belief: float = 0.8) -> np.nda
     return maps
 
 
-def test_a_lesion_that_the_mixture_did_not_see_goes_back_and_one_that_grew_stays():
-    shape = (12, 12, 30)
-    grown, unseen = np.s_[2:10, 6:12, 14:22], np.s_[1:4, 1:4, 4:11]
-    believed = seen_in(shape, np.s_[2:10, 6:12, 14:16], belief=0.6)
-    fused = seen_in(shape, grown, unseen)
+def test_a_speck_that_the_mixture_did_not_know_goes_back_and_a_lesion_stays():
+    shape = (12, 12, 24)
+    known, new, large = np.s_[1:4, 1:4, 1:4], np.s_[1:4, 1:4, 8:11], np.s_[2:10, 6:12, 14:24]
+    believed, fused = seen_in(shape, known, belief=0.6), seen_in(shape, known, new, large)
     fused[:, 0] = 0  # outside the lung
-    left = without_news(fused.copy(), believed)
-    np.testing.assert_array_equal(left[(slice(None), *unseen)], believed[(slice(None), *unseen)])
-    np.testing.assert_array_equal(left[(slice(None), *grown)], fused[(slice(None), *grown)])
+    left = without_specks(fused.copy(), believed, fewest_vox=60)
+    np.testing.assert_array_equal(left[(slice(None), *new)], believed[(slice(None), *new)])
+    for place in (known, large):
+        np.testing.assert_array_equal(left[(slice(None), *place)], fused[(slice(None), *place)])
     assert not left[:, 0].any()
+    np.testing.assert_array_equal(without_specks(fused.copy(), believed, fewest_vox=0), fused)
 
 
-def test_a_lesion_reaches_as_far_as_it_is_large():
+def test_a_disease_reaches_around_where_it_was_seen_however_faintly():
     shape = (24, 24, 60)
     z, y, x = np.ogrid[:24, :24, :60]
-    ball = (z - 12) ** 2 + (y - 12) ** 2 + (x - 14) ** 2 <= 7.0**2  # 14 mm on voxels of 2 mm
-    speck = np.s_[11:13, 11:13, 45:47]
-    near = within_reach(seen_in(shape, (ball,), speck), ISOTROPIC, RefineConfig(reach=0.35, reach_mm=6.0))
-    away_mm = 2 * ndimage.distance_transform_edt(~ball)
-    in_left = np.arange(60) < 36
+    ball = (z - 12) ** 2 + (y - 12) ** 2 + (x - 14) ** 2 <= 7.0**2
+    faint, fainter = np.s_[11:13, 11:13, 44:46], np.s_[2:4, 2:4, 56:58]
+    believed = seen_in(shape, (ball,))
+    for place, belief in ((faint, 0.35), (fainter, 0.25)):
+        believed[(0, *place)], believed[(2, *place)] = 1 - belief, belief
+    near = within_reach(believed, ISOTROPIC, RefineConfig(seen=0.3, reach_mm=6.0))
+    seen = ball.copy()
+    seen[faint] = True
+    away_mm = 2 * ndimage.distance_transform_edt(~seen)
+    np.testing.assert_array_equal(near[2], away_mm <= 6.0)
     assert near[0].all()
-    np.testing.assert_array_equal(
-        near[2][..., in_left], (away_mm <= 4.0)[..., in_left]
-    )  # 4.9, in whole voxels
-    assert near[2][..., ~in_left].sum() == 8
     assert not near[3:].any()
-    far = within_reach(seen_in(shape, (ball,)), ISOTROPIC, RefineConfig(reach=2.0, reach_mm=6.0))
-    np.testing.assert_array_equal(far[2], away_mm <= 6.0)
 
 
-def test_fusion_moves_a_border_and_finds_no_lesion_that_the_mixture_did_not_see():
-    """Of two places as dense that are believed healthy, just, one lies beside a lesion."""
+def test_fusion_moves_a_border_and_leaves_what_lies_far_from_any_lesion():
+    """Of two places as dense that are believed healthy, one lies beside a lesion."""
     shape = (24, 24, 60)
     lungs = np.ones(shape, bool)
     hu = np.random.default_rng(0).normal(-850, 20, shape).astype(np.float32)
@@ -295,14 +294,12 @@ def test_fusion_moves_a_border_and_finds_no_lesion_that_the_mixture_did_not_see(
     hu[8:16, 8:16, 44:52] += 250
     believed = seen_in(shape, np.s_[4:20, 4:20, 4:22])
     for place in (np.s_[4:20, 4:20, 22:24], np.s_[8:16, 8:16, 44:52]):
-        believed[(0, *place)], believed[(2, *place)] = 0.55, 0.45
+        believed[(0, *place)], believed[(2, *place)] = 0.75, 0.25
     kept = fuse(believed, hu, lungs, ISOTROPIC, RefineConfig())
     called = kept.argmax(axis=0) == 2
     assert called[8:16, 8:16, 22:24].mean() > 0.95
     assert not called[..., 30:].any()
-    assert kept[2, 10:14, 10:14, 46:50].mean() == pytest.approx(0.45, abs=0.1), "doubt stays where it was"
+    assert kept[2, 10:14, 10:14, 46:50].mean() == pytest.approx(0.25, abs=0.1), "doubt stays where it was"
     np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-5)
-    boundless = fuse(believed, hu, lungs, ISOTROPIC, RefineConfig(reach=1e3, reach_mm=1e3))
-    assert not (boundless.argmax(axis=0) == 2)[..., 30:].any(), "what was not seen anywhere near goes back"
-    density = temper(believed, hu, *(np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1)), 0.35)
-    assert (density.argmax(axis=0) == 2)[8:16, 8:16, 44:52].mean() > 0.9
+    boundless = fuse(believed, hu, lungs, ISOTROPIC, RefineConfig(reach_mm=1e3))
+    assert (boundless.argmax(axis=0) == 2)[8:16, 8:16, 44:52].mean() > 0.2
