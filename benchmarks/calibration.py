@@ -24,7 +24,7 @@ SHOWN = tuple(range(40, 101, 10))  # per cent of probability
 
 def ways(config: Config) -> dict[str, tuple[Config, str]]:
     """What is asked: settings and mode."""
-    unrefined = replace(config, refine=replace(config.refine, iterations=0, hu_power=0.0))
+    unrefined = replace(config, refine=replace(config.refine, iterations=0, hu_power=0.0, speck_ml=0.0))
     return {
         RULE: (config, "rule"),
         "ours, before fusion": (unrefined, "anchored"),

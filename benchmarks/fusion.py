@@ -1,7 +1,7 @@
 """What does Sobel-diffusion fusion change, tissue by tissue, and what does it cost?
 
 The validation phantoms of `accuracy.py`, with what it keeps in `--place`: ours without fusion, with the density of each
-voxel alone, with the flow too but a disease allowed anywhere, and ours. Then the flow alone on boxes of noise that are
+voxel alone, and ours. Then the flow alone on boxes of noise that are
 lung all over, beside the same equation in NumPy.
 """
 
@@ -27,15 +27,13 @@ from diffseglung.segment import cell_posteriors, decide, to_voxels
 QUESTION = "What does Sobel-diffusion fusion change, and what does it cost?"
 MIXED = tuple(t for t in DISEASES if t != Tissue.CAVITY)  # a cavity is found before and only drawn in
 BEFORE = "none"
-FAR_MM = 1e3
 
 
 def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
     """What is compared."""
     return {
-        BEFORE: replace(own, iterations=0, hu_power=0.0),
+        BEFORE: replace(own, iterations=0, hu_power=0.0, speck_ml=0.0),
         "density alone": replace(own, iterations=0),
-        "anywhere": replace(own, reach_mm=FAR_MM),
         "ours": own,
     }
 

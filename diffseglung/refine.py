@@ -8,9 +8,8 @@ import numba
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy.morphology import dilate
 from diffseglung.frozen import frozen
-from diffseglung.labels import DISEASES, TISSUES, Tissue
+from diffseglung.labels import TISSUES, Tissue
 from diffseglung.tissue import VOXEL_HU
 
 
@@ -22,7 +21,7 @@ class RefineConfig:
     as 6 dt + rho <= 1, and then probabilities stay probabilities whatever the spacing.
     """
 
-    iterations: int = 120  # 0, and a `hu_power` of 0: no fusion
+    iterations: int = 120
     dt: float = 0.14  # per iteration, in squared voxels of the finest axis
     rho: float = 0.01  # pull back to what the mixture said; sqrt(dt / rho) voxels is how far a voxel is heard
     edge_hu: float = 30.0  # E0: the density step over `edge_mm` at which the flow has halved
@@ -30,10 +29,9 @@ class RefineConfig:
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
-    seen: float = 0.3  # a disease that the mixture believes in at least so much, it saw there
-    reach_mm: float = 6.0  # how far a disease may come from where it was seen
-    # A smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm.
-    speck_ml: float = 0.3
+    speck_ml: float = (
+        0.3  # a smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm
+    )
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -47,12 +45,10 @@ class RefineConfig:
                 f"refine.dt {self.dt} is unstable: 6 dt + rho is {6 * self.dt + self.rho:.3g}, above 1; "
                 f"take dt <= {(1 - self.rho) / 6:.4f} and more iterations"
             )
-        if min(self.edge_hu, self.edge_mm) <= 0:
-            raise ValueError("refine.edge_hu and refine.edge_mm must be above 0")
-        if min(self.smooth_mm, self.reach_mm, self.speck_ml) < 0:
-            raise ValueError("refine.smooth_mm, refine.reach_mm and refine.speck_ml must not be below 0")
-        if not 0 < self.seen <= 1:
-            raise ValueError(f"refine.seen is {self.seen}: a probability above 0 is needed")
+        if min(self.edge_hu, self.edge_mm) <= 0 or min(self.smooth_mm, self.speck_ml) < 0:
+            raise ValueError(
+                "refine.edge_hu and refine.edge_mm must be above 0, refine.smooth_mm and refine.speck_ml not below"
+            )
         if not 0 <= self.feature_weight <= 1:
             raise ValueError(
                 f"refine.feature_weight is {self.feature_weight}: a share between 0 and 1 is needed"
@@ -86,35 +82,13 @@ def fuse(
 ) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
 
-    Borders move, but no disease comes far from where the mixture saw it (`within_reach`); specks that only this made go
-    back (`without_specks`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x).
-    Returns float32 of the same shape.
+    Borders move; specks that only this made go back (`without_specks`). posterior: float32 (6, z, y, x) over
+    `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x). Returns float32 of the same shape.
     """
-    if config.iterations == 0 and config.hu_power == 0:
-        return posterior.copy()
     centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
-    near = within_reach(posterior, spacing_mm, config)
     anchored = temper(posterior, hu, centre, spread, config.hu_power)
-    _confine(anchored, near, posterior)
     fused = sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
-    _confine(fused, near, posterior)
     return without_specks(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
-
-
-def within_reach(
-    posterior: np.ndarray, spacing_mm: tuple[float, float, float], config: RefineConfig
-) -> np.ndarray:
-    """Where each tissue may come: a disease to where the mixture saw it and `reach_mm` around (bool, (6, z, y, x)).
-
-    Seen is what was the likeliest, or believed in by `seen`: a nodule smaller than a cell is never the likeliest, and
-    its density finds it.
-    """
-    called = _called(posterior)
-    near = np.ones(posterior.shape, bool)
-    for disease in DISEASES:
-        k = TISSUES.index(disease)
-        near[k] = dilate((called == disease) | (posterior[k] >= config.seen), config.reach_mm, spacing_mm)
-    return near
 
 
 def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
@@ -123,8 +97,8 @@ def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) 
     A lesion is a body of voxels (26 neighbours) of one most likely disease; small is below `fewest_vox`. Both float32
     (6, z, y, x); `fused` changes.
     """
-    tissue, before = _called(fused), _called(posterior)
-    tissue[tissue == Tissue.HEALTHY] = 0
+    tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (fused, posterior))
+    tissue[(tissue == Tissue.HEALTHY) | ~fused.any(axis=0)] = 0
     lesions = cc3d.connected_components(tissue)
     count = int(lesions.max()) + 1
     size, agreed = (np.bincount(lesions[where], minlength=count) for where in (tissue > 0, tissue == before))
@@ -133,11 +107,6 @@ def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) 
     back = speck[lesions]
     fused[:, back] = posterior[:, back]
     return fused
-
-
-def _called(maps: np.ndarray) -> np.ndarray:
-    """The most likely tissue of each voxel, 0 where nothing is believed (uint8)."""
-    return np.where(maps.any(axis=0), maps.argmax(axis=0) + 1, 0).astype(np.uint8)
 
 
 def sobel_diffusion(
@@ -315,23 +284,6 @@ def _gates(flow: np.ndarray, axis: int, step: np.float32) -> np.ndarray:
     """
     before = np.roll(flow, 1, axis)
     return np.where((flow > 0) & (before > 0), step * (flow + before), np.float32(0))
-
-
-def _confine(maps: np.ndarray, near: np.ndarray, posterior: np.ndarray) -> None:
-    """The posterior again where a disease that may not come there is the likeliest: doubt stays, its name goes."""
-    _put_back(*(u.reshape(len(TISSUES), -1) for u in (maps, near, posterior)))
-
-
-@numba.njit(nogil=True, cache=True)
-def _put_back(maps, near, posterior):
-    for i in range(maps.shape[1]):
-        best = 0
-        for k in range(1, len(maps)):
-            if maps[k, i] > maps[best, i]:
-                best = k
-        if not near[best, i]:
-            for k in range(len(maps)):
-                maps[k, i] = posterior[k, i]
 
 
 @numba.njit(nogil=True, cache=True)
