@@ -1,8 +1,7 @@
 """What does Sobel-diffusion fusion change, tissue by tissue, and what does it cost?
 
 The validation phantoms of `accuracy.py`, with what it keeps in `--place`: ours without fusion, with the density of each
-voxel alone, and ours. Then the flow alone on boxes of noise that are
-lung all over, beside the same equation in NumPy.
+voxel alone, and ours. Then the flow alone on boxes of noise that are lung all over, beside the same equation in NumPy.
 """
 
 import argparse
