@@ -15,6 +15,8 @@ CROWDED_HU, CALM_HU = 100.0, 65.0
 WALL_HU = 350.0
 SOLID_HU, BRANCHING_MM = -500.0, 6.0
 RIM_HU, RIM_CONTRAST_HU = -700.0, 60.0  # the voxels beside a vessel that hold some of it
+# Twice as thick, nowhere denser and in lung that much above its mode: ground glass. A vessel's middle would be blood.
+LIGHT_MM, LIGHT_HU, LIGHT_CROWD_HU = 3.0, -400.0, 90.0
 
 
 def find_vessels(
@@ -28,7 +30,7 @@ def find_vessels(
     """Vessels inside the lungs, and the walls of the bronchi, which look the same on a slice (bool).
 
     What is thicker than a vessel is none, however tube-like its edge: 11 mm for ground glass and denser, 18 mm
-    within `hilum_mm` of the large airways, where the pulmonary arteries are.
+    within `hilum_mm` of the large airways, where the pulmonary arteries are. Nor is what `light_bodies` finds.
 
     With them comes the density (float32, HU) above which a voxel that a vessel only touches holds some of it.
     """
@@ -58,8 +60,23 @@ def find_vessels(
     thick |= dilate(erode(lungs & (hu > -450), 9.0, spacing_mm), 11.0, spacing_mm)
     vessels &= hilar | (around_hu <= mode_hu + CROWDED_HU)
     rim = bright & (hu > RIM_HU) & dilate(vessels, 2.0, spacing_mm)
-    rim_hu = np.where(calm, np.maximum(RIM_HU, around_hu + RIM_CONTRAST_HU), np.float32(1000))
-    return (vessels | rim) & ~(thick & (hu > -650)), rim_hu.astype(np.float32)
+    light = light_bodies(flat, lungs, around_hu - mode_hu, spacing_mm)
+    rim_hu = np.where(calm & ~light, np.maximum(RIM_HU, around_hu + RIM_CONTRAST_HU), np.float32(1000))
+    return (vessels | rim) & ~(thick & (hu > -650)) & ~light, rim_hu.astype(np.float32)
+
+
+def light_bodies(hu: np.ndarray, lungs: np.ndarray, crowd_hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+    """What is as thick as a vessel whose middle would show blood, and does not, with 2 mm around it (bool).
+
+    `hu` is that of the lungs, without what is beside them; `crowd_hu` how far the surroundings lie above the lung's
+    mode: thin vessels and bronchi that run together are as light in healthy lung, and stay vessels.
+    """
+    thick = erode(lungs & (hu > RIM_HU), LIGHT_MM, spacing_mm)
+    densest = ndimage.maximum_filter(ndimage.uniform_filter(hu, 3), 3)
+    bodies, sizes = components(dilate(thick & (densest < LIGHT_HU), LIGHT_MM, spacing_mm), connectivity=26)
+    crowded = np.bincount(bodies.ravel(), crowd_hu.ravel(), len(sizes)) > LIGHT_CROWD_HU * sizes
+    crowded[0] = False
+    return dilate(crowded[bodies], 2.0, spacing_mm)
 
 
 def lung_mode_hu(hu: np.ndarray, lungs: np.ndarray) -> float:

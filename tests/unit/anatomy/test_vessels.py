@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from diffseglung.anatomy.vessels import find_vessels, lung_mode_hu, tubeness
 
@@ -37,10 +38,11 @@ def test_a_vessel_is_found_beside_a_consolidation_that_is_none():
     assert not found[consolidation].any()
 
 
-def vessels_in(hu: np.ndarray) -> np.ndarray:
+def vessels_in(hu: np.ndarray, airways: np.ndarray | None = None) -> np.ndarray:
     lungs = np.zeros(hu.shape, bool)
     lungs[1:-1, 1:-1, 1:-1] = True
-    return find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)[0]
+    airways = np.zeros_like(lungs) if airways is None else airways
+    return find_vessels(hu, lungs & ~airways, airways, SPACING_MM, hilum_mm=25.0)[0]
 
 
 def test_a_vessel_is_whole_where_it_branches():
@@ -61,6 +63,25 @@ def test_ground_glass_behind_a_vessel_stays_ground_glass():
     clear = slice(4, 17)
     assert found[clear][vessel[clear]].mean() > 0.95
     assert found[glass].mean() < 0.02
+
+
+@pytest.mark.parametrize(("density_hu", "called_vessel"), [(-500, 0.0), (0, 1.0)])
+def test_what_is_as_thick_as_a_hilar_artery_and_light_is_ground_glass(density_hu, called_vessel):
+    infiltrate = Y**2 + X**2 <= 6.0**2
+    thin = (Y + 24) ** 2 + X**2 <= 3.0**2
+    bronchus = (Y - 20) ** 2 + X**2 <= 4.0**2
+    hu = lung_with(thin)
+    hu[infiltrate], hu[bronchus] = density_hu, -980
+    found, middle = vessels_in(hu, bronchus), slice(6, -6)
+    assert found[middle][infiltrate[middle]].mean() == pytest.approx(called_vessel, abs=0.02)
+    assert found[middle][thin[middle]].all()
+
+
+def test_vessels_that_are_blurred_are_vessels_where_the_lung_around_is_clear():
+    blurred = gaussian_filter(lung_with(((Y**2 + X**2) <= 2.0**2) | ((Y - 7) ** 2 + X**2 <= 2.0**2)), 1.0)
+    pair = blurred > -650
+    middle = slice(6, -6)
+    assert vessels_in(blurred)[middle][pair[middle]].mean() > 0.95
 
 
 def test_the_mode_is_the_healthy_lungs_density_although_a_third_is_diseased():
