@@ -1,7 +1,6 @@
 """How far each stage lets a score rise: with the truth in the place of what comes before it. None is label-free."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +8,10 @@ from chain import Seen
 from looked import key_of, table
 from ways import LABELLED, Labeller, Lessons, Way, observed
 
+from diffseglung.cells import Cells
 from diffseglung.labels import TISSUES, Tissue
-from diffseglung.segment import decide, to_voxels
+from diffseglung.prepare import cell_tissues
+from diffseglung.segment import decide, judged
 
 
 def ceiling_ways(lessons: Lessons) -> Iterator[Way]:
@@ -33,15 +34,21 @@ def told(lessons: Lessons, *, cavities: bool) -> Labeller:
 
     def label(seen: Seen) -> np.ndarray:
         model = lessons.learned(lessons.bench.config)[1]
-        inside = seen.cells.inside
-        cells = table(seen, seen.blank, model.config, inside)
-        posterior, tissue = model.mixture.posterior(cells, "rule"), seen.tissue[inside]
-        posterior[tissue > 0] = np.eye(len(TISSUES))[tissue[tissue > 0] - 1]
-        coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-        coarse[inside] = posterior
-        scan = observed(seen)
+        patches, scan = model.config.patches, observed(seen)
+
+        def named(lattice: Cells, features: np.ndarray) -> np.ndarray:
+            inside = lattice.inside
+            cells = table(lattice, features, model.config, inside)
+            between = lattice is seen.between
+            tissue = cell_tissues(seen.truth, seen.volume, seen.scan, patches, between=between)[inside]
+            posterior = model.mixture.posterior(cells, "rule")
+            posterior[tissue > 0] = np.eye(len(TISSUES))[tissue[tissue > 0] - 1]
+            coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
+            coarse[inside] = posterior
+            return coarse
+
         if cavities:
-            scan = replace(scan, cavities=(seen.truth == Tissue.CAVITY) & seen.anatomy.lungs)
-        return decide(scan, model, posteriors=to_voxels(coarse, seen.scan.lungs)).labels
+            scan = scan.with_other_cavities((seen.truth == Tissue.CAVITY) & seen.anatomy.lungs)
+        return decide(scan, model, posteriors=judged(scan, named, patches.cell_vox)).labels
 
     return label

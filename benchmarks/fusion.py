@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import cc3d
@@ -21,7 +22,7 @@ from diffseglung.config import recipe
 from diffseglung.evaluate import score_case
 from diffseglung.labels import DISEASES, Tissue
 from diffseglung.refine import RefineConfig, conductance, lung_box, sobel_diffusion
-from diffseglung.segment import cell_posteriors, decide, to_voxels
+from diffseglung.segment import cell_posteriors, decide, judged
 
 QUESTION = "What does Sobel-diffusion fusion change, and what does it cost?"
 MIXED = tuple(t for t in DISEASES if t != Tissue.CAVITY)  # a cavity is found before and only drawn in
@@ -44,7 +45,8 @@ def changes(bench: Bench) -> str:
     found: dict[tuple[Tissue, str], list[list[float]]] = {}
     for case_id in bench.cases("validation"):
         seen = bench.seen("validation", case_id)
-        posteriors = to_voxels(cell_posteriors(observed(seen), model, "anchored"), seen.scan.lungs)
+        judge = partial(cell_posteriors, model=model, mode="anchored")
+        posteriors = judged(observed(seen), judge, bench.config.patches.cell_vox)
         labels = {}
         for name, refine in kinds.items():
             one = replace(model, config=replace(bench.config, refine=refine))

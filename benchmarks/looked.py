@@ -18,6 +18,7 @@ from chain import DEVICE, Seen, cut_patches, look_at, together, train
 from joblib import Parallel, delayed
 
 import diffseglung
+from diffseglung.cells import Cells
 from diffseglung.config import Config
 from diffseglung.features import extract
 from diffseglung.mixture import CellTable, Mixture, fit_mixture
@@ -60,12 +61,10 @@ LABELLED_BY = (
 VARIANTS = {"local": "local", "global": "global", "undistilled": "none"}
 
 
-def table(seen: Seen, features: np.ndarray, config: Config, which: np.ndarray) -> CellTable:
-    """Some cells of a scan (a mask on the cell grid) as the mixture takes them."""
-    reference = scan_reference(seen.cells.evidence[seen.cells.inside], config.tissue)
-    return CellTable(
-        seen.cells.evidence[which], seen.cells.descriptors[which], seen.per_cell(features)[which], reference
-    )
+def table(cells: Cells, features: np.ndarray, config: Config, which: np.ndarray) -> CellTable:
+    """Some cells (a mask on their grid) with a student's features (z, y, x, c), as the mixture takes them."""
+    reference = scan_reference(cells.evidence[cells.inside], config.tissue)
+    return CellTable(cells.evidence[which], cells.descriptors[which], features[which], reference)
 
 
 def drawn(seen: Seen, seed: int) -> np.ndarray:
@@ -214,7 +213,7 @@ class Bench:
             seen = self.seen("train", case_id)
             which = drawn(seen, seed)
             features = self.features(student, "train", case_id) if student else seen.blank
-            tables.append(table(seen, features, config, which))
+            tables.append(table(seen.cells, seen.per_cell(features), config, which))
             scans.append(np.full(which.sum(), number))
             tissues.append(seen.tissue[which])
         return Lesson(CellTable.together(tables), np.concatenate(scans), np.concatenate(tissues))

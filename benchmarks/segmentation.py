@@ -40,12 +40,12 @@ from diffseglung.labels import TISSUES
 from diffseglung.look import Observation, Stopwatch
 from diffseglung.mixture import CellTable, couple, fit_mixture
 from diffseglung.model import Model
-from diffseglung.patches import cut, stitch, tile_corners
+from diffseglung.patches import cut, half_a_cell_on, stitch, tile_corners
 from diffseglung.phantom import PhantomConfig, make_phantom, write_cohort
 from diffseglung.prepare import prepare_case
 from diffseglung.results import case_result, write_case
 from diffseglung.schedule import Schedule, to_unit
-from diffseglung.segment import Segmentation, decide, observe, to_voxels
+from diffseglung.segment import Segmentation, decide, judged, observe
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import scan_reference
@@ -144,16 +144,24 @@ def straightforward(seen: Observation, model: Model) -> Segmentation:
     seen.watch.seconds.pop("features")  # ours, which `observe` brings along
     with seen.watch("features of every voxel"):
         features = hooked_features(seen, model)
-    cells, cell_vox = seen.cells, model.config.patches.cell_vox
-    with seen.watch("mixture of every voxel"):
-        inside = seen.scan.lungs & _fine(cells.inside, cell_vox)
+    cell_vox = model.config.patches.cell_vox
+
+    def named(cells: Cells, _: np.ndarray) -> np.ndarray:
+        lungs, there = seen.scan.lungs, features
+        if cells is seen.between:
+            lungs = half_a_cell_on(lungs, cell_vox)
+            there = np.stack([half_a_cell_on(one, cell_vox) for one in features])
+        inside = lungs & _fine(cells.inside, cell_vox)
         evidence, descriptors = (_fine(a, cell_vox)[inside] for a in (cells.evidence, cells.descriptors))
         reference = scan_reference(cells.evidence[cells.inside], model.config.tissue)
         posterior = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-        table = CellTable(evidence, descriptors, np.moveaxis(features, 0, -1)[inside], reference)
+        table = CellTable(evidence, descriptors, np.moveaxis(there, 0, -1)[inside], reference)
         posterior[inside] = model.mixture.posterior(table, MODE)
         coarse = _mean(posterior, inside, cells, cell_vox)
-        posteriors = to_voxels(couple(coarse, cells.evidence, model.config.mixture), seen.scan.lungs)
+        return couple(coarse, cells.evidence, model.config.mixture)
+
+    with seen.watch("mixture of every voxel"):
+        posteriors = judged(seen, named, cell_vox)
     return decide(seen, model, MODE, posteriors)
 
 

@@ -10,12 +10,13 @@ from looked import Bench, Lesson, Trained, table
 from sklearn.mixture import GaussianMixture
 
 from diffseglung.baselines import BASELINES
+from diffseglung.cells import Cells
 from diffseglung.config import Config, digest
 from diffseglung.labels import TISSUES
 from diffseglung.look import Observation
 from diffseglung.mixture import CellTable, Mixture, couple, physics
 from diffseglung.model import Model
-from diffseglung.segment import decide, to_voxels
+from diffseglung.segment import decide, judged
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import name_by_hu
@@ -90,10 +91,14 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
 
         return make
 
+    def single(seen: Seen) -> np.ndarray:
+        return decide(replace(observed(seen), between=None), lessons.learned(base)[1]).labels
+
     yield Way(RULE, seed, "rule", mode(base, "rule"))
     yield Way(OURS, seed, "anchored", mode(base))
     yield Way("- scan-relative HU", seed, "absolute", mode(absolute))
     yield Way("- look-alikes", seed, "alone", mode(alone))
+    yield Way("- cells between", seed, "one lattice", lambda _: single)
     yield Way("- enclosure", seed, "open", mode(base, enclosure=False))
     yield Way("- refinement", seed, "unrefined", mode(unrefined))
     yield Way("- Sobel term", seed, "edgeless", mode(edgeless))
@@ -165,15 +170,17 @@ def labelled(lessons: Lessons, scans: Sequence[int]) -> Labeller:
 def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller:
     """Ours with another judge of cells: (n, 6) posteriors; those that cannot be described keep the rule's."""
 
-    def label(seen: Seen) -> np.ndarray:
-        inside = seen.cells.inside
-        cells = table(seen, seen.blank, model.config, inside)
+    def named(lattice: Cells, features: np.ndarray) -> np.ndarray:
+        cells = table(lattice, features, model.config, lattice.inside)
         posterior = model.mixture.posterior(cells, "rule")
         known = np.isfinite(cells.descriptors).all(axis=1)
         posterior[known] = judge(cells.rows(np.flatnonzero(known)))
-        coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-        coarse[inside] = posterior
-        coarse = couple(coarse, seen.cells.evidence, model.config.mixture)
-        return decide(observed(seen), model, posteriors=to_voxels(coarse, seen.scan.lungs)).labels
+        coarse = np.zeros((*lattice.inside.shape, len(TISSUES)), np.float32)
+        coarse[lattice.inside] = posterior
+        return couple(coarse, lattice.evidence, model.config.mixture)
+
+    def label(seen: Seen) -> np.ndarray:
+        scan = observed(seen)
+        return decide(scan, model, posteriors=judged(scan, named, model.config.patches.cell_vox)).labels
 
     return label

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.anatomy.morphology import dilate, erode
-from diffseglung.patches import PatchConfig, Scan
+from diffseglung.patches import PatchConfig, Scan, half_a_cell_on
 from diffseglung.teacher import TeacherConfig, describe_windows, window_evidence
 
 
@@ -27,9 +27,16 @@ class Cells:
 
 
 def describe_cells(
-    scan: Scan, patches: PatchConfig, teacher: TeacherConfig, cavities: np.ndarray | None = None
+    scan: Scan,
+    patches: PatchConfig,
+    teacher: TeacherConfig,
+    cavities: np.ndarray | None = None,
+    *,
+    between: bool = False,
 ) -> Cells:
     """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only.
+
+    The cells fill the box of the scan; those `between` are centred on the corners of these, one more along each axis.
 
     What is known already says nothing of its surroundings: vessels and the walls of bronchi, and `cavities` (bool,
     (z, y, x)) with their rim, whose wall beside lung would pass for fibrosis.
@@ -38,9 +45,12 @@ def describe_cells(
     lungs = core(scan.lungs, patches) & ~scan.vessels
     if cavities is not None:
         lungs &= ~ndimage.binary_dilation(cavities)
+    hu = scan.hu
+    if between:
+        hu, lungs = half_a_cell_on(hu, cell), half_a_cell_on(lungs, cell)
     return Cells(
-        evidence=window_evidence(scan.hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox),
-        descriptors=describe_windows(scan.hu, lungs, teacher, size_vox=window, step_vox=cell),
+        evidence=window_evidence(hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox),
+        descriptors=describe_windows(hu, lungs, teacher, size_vox=window, step_vox=cell),
     )
 
 

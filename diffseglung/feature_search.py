@@ -334,7 +334,8 @@ class Judge:
         heard = self._in_place(mixture.posterior(cells, mode))
         if config.mixture.potts_strength > 0:
             heard = couple(heard, self._in_place(cells.evidence), config.mixture)
-        fused = fuse(to_voxels(heard, seen.lungs), seen.hu, seen.lungs, spacing, config.refine)
+        voxels = to_voxels(heard, seen.lungs, config.patches.cell_vox)
+        fused = fuse(voxels, seen.hu, seen.lungs, spacing, config.refine)
         for axis, count in enumerate(seen.grid, 1):
             fused = np.add.reduceat(fused, np.arange(count) * (fused.shape[axis] // count), axis=axis)
         total = np.moveaxis(fused, 0, -1).reshape(-1, len(fused))[seen.place]

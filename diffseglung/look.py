@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import numpy as np
@@ -33,8 +33,8 @@ class Stopwatch:
 class Look:
     """One scan without a network.
 
-    `cavities` is bool on the volume's canonical grid; `scan`, `enclosed` (the cavities again) and `cells` lie on the
-    lung box of the recipe's grid.
+    `cavities` is bool on the volume's canonical grid; `scan`, `enclosed` (the cavities again), `cells` and those
+    `between` them (if they were asked for) lie on the lung box of the recipe's grid.
     """
 
     volume: Volume
@@ -43,6 +43,7 @@ class Look:
     cavities: np.ndarray
     enclosed: np.ndarray
     cells: Cells
+    between: Cells | None
 
     def with_other_cavities(self, cavities: np.ndarray) -> Self:
         """The same scan with these instead (bool, on the volume's grid); its cells stay as they were described."""
@@ -50,8 +51,8 @@ class Look:
 
     def with_features(self, features: np.ndarray, watch: Stopwatch | None = None) -> "Observation":
         """And what a student sees: (c, z, y, x)."""
-        known = self.volume, self.anatomy, self.scan, self.cavities, self.enclosed, self.cells
-        return Observation(*known, features, watch or Stopwatch())
+        known = {part.name: getattr(self, part.name) for part in fields(Look)}
+        return Observation(**known, features=features, watch=watch or Stopwatch())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,11 +68,13 @@ def look(
     config: Config,
     lungs: np.ndarray | None = None,
     *,
+    between: bool = True,
     watch: Callable[[str], AbstractContextManager[None]] | None = None,
 ) -> Look:
     """Lungs, airways and vessels, the lung box, what dense tissue encloses in it, and the evidence of each cell.
 
-    `lungs` is a given mask on the volume's grid, used as it is. Raises ValueError, in words, where the scan holds none.
+    To decide, the cells `between` are looked at too; to learn, the others will do. `lungs` is a given mask on the
+    volume's grid, used as it is. Raises ValueError, in words, where the scan holds none.
     """
     watch = watch or Stopwatch()
     with watch("anatomy"):
@@ -81,5 +84,7 @@ def look(
         cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
         enclosed = on_scan(cavities, volume, scan)
     with watch("cells"):
-        cells = describe_cells(scan, config.patches, config.teacher, enclosed)
-    return Look(volume, anatomy, scan, cavities, enclosed, cells)
+        known = scan, config.patches, config.teacher, enclosed
+        cells = describe_cells(*known)
+        others = describe_cells(*known, between=True) if between else None
+    return Look(volume, anatomy, scan, cavities, enclosed, cells, others)

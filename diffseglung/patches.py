@@ -174,6 +174,11 @@ def stitch(tiles: Iterator[tuple[Corner, np.ndarray]], shape: Shape, channels: i
         return np.where(weight > 0, total / np.where(weight > 0, weight, 1), np.nan).astype(np.float32)
 
 
+def half_a_cell_on(array: np.ndarray, cell_vox: Shape) -> np.ndarray:
+    """The same (z, y, x) with half a cell of nothing around it: its cells lie halfway between those of `array`."""
+    return np.pad(array, [(n // 2, n - n // 2) for n in cell_vox])
+
+
 def cell_share(mask: np.ndarray, cell_vox: Shape) -> np.ndarray:
     """Share of each cell that `mask` fills; float32 on the cell grid (edges must be whole cells)."""
     z, y, x = (n // c for n, c in zip(mask.shape, cell_vox, strict=True))
@@ -186,6 +191,15 @@ def regrid(array: np.ndarray, shape: Shape) -> np.ndarray:
     out = array.astype(np.float32)
     for axis, count in enumerate(shape, 1):
         out = _between(out, axis, count)
+    return out
+
+
+def between_cells(array: np.ndarray) -> np.ndarray:
+    """What (c, z, y, x) on cells comes to halfway between them, the ends held: one more along each axis."""
+    out = np.pad(array, [(0, 0), (1, 1), (1, 1), (1, 1)], mode="edge")
+    for axis in (1, 2, 3):
+        count = out.shape[axis]
+        out = (out.take(range(1, count), axis) + out.take(range(count - 1), axis)) / 2
     return out
 
 

@@ -17,6 +17,7 @@ from diffseglung.patches import (
     Shape,
     cell_share,
     cut,
+    half_a_cell_on,
     on_scan,
     sample_corners,
     seed_of,
@@ -35,7 +36,7 @@ def prepare_case(
     `lungs` is a given lung mask on the volume's grid. A case of weight 4 gives four times the patches, as far
     as it has them. Raises ValueError, in words, where no patch can be had.
     """
-    seen, stride = look(volume, config, lungs), config.student.stride_vox
+    seen, stride = look(volume, config, lungs, between=False), config.student.stride_vox
     scan, cells = seen.scan, seen.cells
     quota = replace(config.patches, per_case=max(1, round(config.patches.per_case * weight)))
     corners = sample_corners(scan.lungs, quota, stride, seed_of(config.patches.seed, case_id))
@@ -93,7 +94,7 @@ def labelled_cells(
     truth: uint8 tissue labels on the volume's grid; where it is 0, say on slices that nobody annotated, nothing is
     known. No network looks at the scan: the cells have no features.
     """
-    seen = look(volume, config, lungs)
+    seen = look(volume, config, lungs, between=False)
     cells, tissue = seen.cells, cell_tissues(truth, volume, seen.scan, config.patches)
     which = cells.inside & (tissue > 0)
     evidence = cells.evidence[which]
@@ -102,9 +103,13 @@ def labelled_cells(
     return table, tissue[which]
 
 
-def cell_tissues(truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig) -> np.ndarray:
-    """The tissue (z, y, x) that fills more than half of each cell of a scan; 0 where none does."""
+def cell_tissues(
+    truth: np.ndarray, volume: Volume, scan: Scan, patches: PatchConfig, *, between: bool = False
+) -> np.ndarray:
+    """The tissue (z, y, x) that fills more than half of each cell of a scan, or `between` them; 0 where none does."""
     fine = on_scan(truth, volume, scan)
+    if between:
+        fine = half_a_cell_on(fine, patches.cell_vox)
     shares = np.stack([cell_share(fine == tissue, patches.cell_vox) for tissue in TISSUES])
     return np.where(shares.max(axis=0) > 0.5, shares.argmax(axis=0) + Tissue.HEALTHY, 0)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy import ndimage
@@ -14,7 +15,7 @@ from diffseglung.labels import TISSUES, Tissue
 from diffseglung.look import Observation, Stopwatch, look
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
-from diffseglung.patches import Scan, regrid
+from diffseglung.patches import Scan, between_cells, regrid
 from diffseglung.refine import fuse, lung_box
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import scan_reference
@@ -23,6 +24,7 @@ from diffseglung.volume import Volume
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
 
 Progress = Callable[[Iterable], Iterable]
+Judge = Callable[[Cells, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +79,9 @@ def decide(
     mode = mode or config.mixture.mode
     if posteriors is None:
         with watch("mixture"):
-            posteriors = to_voxels(cell_posteriors(seen, model, mode), scan.lungs)
+            posteriors = judged(
+                seen, partial(cell_posteriors, model=model, mode=mode), config.patches.cell_vox
+            )
     with watch("refine"):
         fused = fuse(posteriors, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
         posteriors = with_cavities(fused, seen)
@@ -111,11 +115,26 @@ def teacher_distance(cells: Cells, model: Model) -> float | None:
     return float(np.linalg.norm(apart) / np.sqrt(len(TEACHER.families)))
 
 
-def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
+def judged(seen: Observation, judge: Judge, cell_vox: tuple[int, int, int]) -> np.ndarray:
+    """Posteriors (6, z, y, x) of every voxel: the mean of what the cells around it and those between them are.
+
+    `judge(cells, features)` says what cells are, (z, y, x, 6), from what is known of them and a student's features
+    (z, y, x, c) there. Raises ValueError where no cell holds enough lung.
+    """
+    features = regrid(seen.features, seen.cells.inside.shape)
+    lattices = [(seen.cells, features)]
+    if seen.between is not None:
+        lattices.append((seen.between, between_cells(features)))
+    maps = [
+        to_voxels(judge(cells, np.moveaxis(there, 0, -1)), seen.scan.lungs, cell_vox)
+        for cells, there in [one for one in lattices if one[0].inside.any()] or lattices[:1]
+    ]
+    return sum(maps[1:], maps[0]) / np.float32(len(maps))
+
+
+def cell_posteriors(cells: Cells, features: np.ndarray, model: Model, mode: str) -> np.ndarray:
     """Posterior (z, y, x, 6) of each cell, its neighbours heard; 0 where there is no lung."""
-    cells, inside = seen.cells, seen.cells.inside
-    features = np.moveaxis(regrid(seen.features, inside.shape), 0, -1)
-    evidence = cells.evidence[inside]
+    inside, evidence = cells.inside, cells.evidence[cells.inside]
     table = CellTable(
         evidence,
         cells.descriptors[inside],
@@ -130,10 +149,10 @@ def cell_posteriors(seen: Observation, model: Model, mode: str) -> np.ndarray:
     return couple(posterior, cells.evidence, model.config.mixture)
 
 
-def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+def to_voxels(coarse: np.ndarray, lungs: np.ndarray, cell_vox: tuple[int, int, int]) -> np.ndarray:
     """Cell posteriors (z, y, x, 6) onto the voxels (6, z, y, x), linear, summing to one inside the lung, 0 outside.
 
-    `lungs` bool (z, y, x) is cut into the cells.
+    `lungs` bool (z, y, x) is cut into the cells, or into those between. Raises ValueError where no cell is known.
     """
     known = coarse.sum(axis=-1) > 0
     if not known.any():
@@ -141,7 +160,9 @@ def to_voxels(coarse: np.ndarray, lungs: np.ndarray) -> np.ndarray:
     # Each unknown cell takes its nearest known neighbour, so that the pleura does not pull posteriors to zero.
     nearest = ndimage.distance_transform_edt(~known, return_distances=False, return_indices=True)
     filled = np.moveaxis(coarse[tuple(nearest)], -1, 0)
-    fine = regrid(filled, lungs.shape)
+    whole = tuple(cells * n for cells, n in zip(known.shape, cell_vox, strict=True))
+    box = [slice((n - inner) // 2, (n + inner) // 2) for n, inner in zip(whole, lungs.shape, strict=True)]
+    fine = regrid(filled, whole)[:, *box]
     fine /= np.maximum(fine.sum(axis=0), 1e-6)
     return fine * lungs
 

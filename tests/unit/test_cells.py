@@ -33,6 +33,19 @@ def test_a_cell_is_four_voxels_wide(cells):
     assert cells.descriptors.shape == (4, 6, 6, len(TEACHER.names))
 
 
+def test_cells_between_are_centred_on_the_corners_of_the_others(cells):
+    """As those of the same scan that begins half a cell further on."""
+    between = describe_cells(scan(), PatchConfig(), TeacherConfig(), between=True)
+    assert between.evidence.shape == (5, 7, 7, len(EVIDENCE))
+    whole, cut = scan(), (slice(2, 14), slice(2, 22), slice(2, 22))
+    moved = replace(whole, hu=whole.hu[cut], lungs=whole.lungs[cut], vessels=whole.vessels[cut])
+    known = describe_cells(moved, PatchConfig(thick_mm=0), TeacherConfig())
+    inner = describe_cells(whole, PatchConfig(thick_mm=0), TeacherConfig(), between=True)
+    # Their windows and all that the filters see of them lie inside both.
+    assert np.array_equal(inner.evidence[2, 3, 2, :5], known.evidence[1, 2, 1, :5])
+    assert not np.array_equal(inner.evidence[2, 3, 2], cells.evidence[2, 3, 2])
+
+
 def test_only_cells_with_lung_are_inside(cells):
     assert cells.inside[:, :, :3].all()
     assert not cells.inside[:, :, 3:].any()

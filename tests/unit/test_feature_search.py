@@ -221,7 +221,11 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
             posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
         )
         fine = fuse(
-            to_voxels(dense, seen.lungs), seen.hu, seen.lungs, config.patches.spacing_mm, config.refine
+            to_voxels(dense, seen.lungs, config.patches.cell_vox),
+            seen.hu,
+            seen.lungs,
+            config.patches.spacing_mm,
+            config.refine,
         )
         for cell in range(0, len(seen.place), 97):
             z, y, x = np.unravel_index(seen.place[cell], seen.grid)

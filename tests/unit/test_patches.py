@@ -3,6 +3,7 @@ import pytest
 
 from diffseglung.patches import (
     PatchConfig,
+    between_cells,
     cell_share,
     cut,
     regrid,
@@ -28,6 +29,13 @@ def test_stitching_undoes_cutting():
     corners = tile_corners(everywhere, SIZE, 0.5, STRIDE)
     tiles = ((c, np.stack([cut(f, c, SIZE) for f in field])) for c in corners)
     assert stitch(tiles, (48, 64, 80), 3) == pytest.approx(field, abs=1e-5)  # float32 sums
+
+
+def test_between_cells_lies_what_lies_on_both_sides():
+    ramp = np.broadcast_to(np.arange(4.0), (1, 2, 3, 4))
+    between = between_cells(ramp)
+    assert between.shape == (1, 3, 4, 5)
+    assert np.array_equal(between[0, 1, 1], [0, 0.5, 1.5, 2.5, 3])
 
 
 def test_tiles_cover_every_lung_voxel():

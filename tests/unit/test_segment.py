@@ -3,11 +3,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from diffseglung.cells import Cells
 from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import MODES
 from diffseglung.patches import on_scan
-from diffseglung.segment import decide, segment, teacher_distance, to_labels, to_voxels
+from diffseglung.segment import decide, judged, segment, teacher_distance, to_labels, to_voxels
 from diffseglung.volume import read_labels
 
 
@@ -63,11 +64,49 @@ def test_a_cavity_has_its_voxels_and_changes_no_others(observation, model):
     assert (seen.labels[~cavities] == without.labels[~cavities]).all()
 
 
-def test_the_pleura_does_not_fade(observation):
-    coarse = np.zeros((*observation.cells.inside.shape, len(TISSUES)), np.float32)
-    coarse[observation.cells.inside, 0] = 1
-    fine = to_voxels(coarse, observation.scan.lungs)
+@pytest.mark.parametrize("lattice", ["cells", "between"])
+def test_the_pleura_does_not_fade(observation, model, lattice):
+    inside = getattr(observation, lattice).inside
+    coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
+    coarse[inside, 0] = 1
+    fine = to_voxels(coarse, observation.scan.lungs, model.config.patches.cell_vox)
     assert fine[0][observation.scan.lungs] == pytest.approx(1, abs=1e-4)
+
+
+def test_what_cells_say_is_said_where_they_lie():
+    """A posterior that rises evenly over the cells rises as evenly over the voxels, whichever lattice it came from."""
+    cell, shape = (4, 4, 4), (4, 5, 6)
+    lungs = np.ones([4 * n for n in shape], bool)
+    for count, first in ((6, 1.5), (7, -0.5)):  # centres of cells along x, in voxels; of those between them
+        coarse = np.zeros((*[n + (count == 7) for n in shape[:2]], count, len(TISSUES)), np.float32)
+        coarse[..., 0] = (first + 4 * np.arange(count) + 10) / 50
+        coarse[..., 1] = 1 - coarse[..., 0]
+        fine = to_voxels(coarse, lungs, cell)[0]
+        assert fine[..., 2:-2] == pytest.approx(
+            np.broadcast_to((np.arange(24) + 10) / 50, fine.shape)[..., 2:-2], abs=1e-5
+        )
+
+
+def test_both_lattices_have_the_same_say(observation, model):
+    def judge(cells: Cells, features: np.ndarray) -> np.ndarray:
+        assert features.shape[:3] == cells.inside.shape
+        named = np.zeros((*cells.inside.shape, len(TISSUES)), np.float32)
+        named[cells.inside, 0 if cells is observation.cells else 2] = 1
+        return named
+
+    lungs, cell_vox = observation.scan.lungs, model.config.patches.cell_vox
+    assert judged(observation, judge, cell_vox)[[0, 2]][:, lungs] == pytest.approx(0.5, abs=1e-5)
+    alone = replace(observation, between=None)
+    assert judged(alone, judge, cell_vox)[0][lungs] == pytest.approx(1, abs=1e-5)
+
+
+def test_a_scan_without_a_cell_to_judge_is_refused_in_words(observation, model):
+    def nothing(cells: Cells) -> Cells:
+        return replace(cells, evidence=np.full_like(cells.evidence, np.nan))
+
+    empty = replace(observation, cells=nothing(observation.cells), between=nothing(observation.between))
+    with pytest.raises(ValueError, match="no cell of this scan holds enough lung"):
+        decide(empty, model)
 
 
 def test_the_most_likely_tissue_is_that_of_posteriors_brought_to_the_scans_own_grid(
