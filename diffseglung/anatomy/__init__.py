@@ -139,7 +139,12 @@ def find_anatomy(
         bronchi[box] = add_small_bronchi(hu[box], airways[box], spacing_mm)
         inside = (side[box] > 0) & ~bronchi[box]
         vessels[box], rim_hu[box] = find_vessels(
-            hu[box], inside, airways[box], spacing_mm, hilum_mm=config.hilum_mm
+            hu[box],
+            inside,
+            airways[box],
+            spacing_mm,
+            hilum_mm=config.hilum_mm,
+            scan_mm=max(volume.spacing_mm),
         )
     with watch("full grid"):
         found = (side, bronchi, vessels, rim_hu)

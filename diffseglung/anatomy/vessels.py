@@ -15,7 +15,8 @@ CROWDED_HU, CALM_HU = 100.0, 65.0
 WALL_HU = 350.0
 SOLID_HU, BRANCHING_MM = -500.0, 6.0
 RIM_HU, RIM_CONTRAST_HU = -700.0, 60.0  # the voxels beside a vessel that hold some of it
-# Twice as thick, nowhere denser and in lung that much above its mode: ground glass. A vessel's middle would be blood.
+# Twice as thick (more where the scan's voxels are coarser), nowhere denser and in lung that much above its mode: ground
+# glass. A vessel's middle would be blood.
 LIGHT_MM, LIGHT_HU, LIGHT_CROWD_HU = 3.0, -400.0, 90.0
 
 
@@ -26,11 +27,13 @@ def find_vessels(
     spacing_mm: Spacing,
     *,
     hilum_mm: float,
+    scan_mm: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vessels inside the lungs, and the walls of the bronchi, which look the same on a slice (bool).
 
     What is thicker than a vessel is none, however tube-like its edge: 11 mm for ground glass and denser, 18 mm
-    within `hilum_mm` of the large airways, where the pulmonary arteries are. Nor is what `light_bodies` finds.
+    within `hilum_mm` of the large airways, where the pulmonary arteries are. Nor is what `light_bodies` finds, for
+    which `scan_mm` is the longest edge of the scan's own voxels.
 
     With them comes the density (float32, HU) above which a voxel that a vessel only touches holds some of it.
     """
@@ -60,20 +63,23 @@ def find_vessels(
     thick |= dilate(erode(lungs & (hu > -450), 9.0, spacing_mm), 11.0, spacing_mm)
     vessels &= hilar | (around_hu <= mode_hu + CROWDED_HU)
     rim = bright & (hu > RIM_HU) & dilate(vessels, 2.0, spacing_mm)
-    light = light_bodies(flat, lungs, around_hu - mode_hu, spacing_mm)
+    light = light_bodies(flat, lungs, around_hu - mode_hu, max(LIGHT_MM, scan_mm), spacing_mm)
     rim_hu = np.where(calm & ~light, np.maximum(RIM_HU, around_hu + RIM_CONTRAST_HU), np.float32(1000))
     return (vessels | rim) & ~(thick & (hu > -650)) & ~light, rim_hu.astype(np.float32)
 
 
-def light_bodies(hu: np.ndarray, lungs: np.ndarray, crowd_hu: np.ndarray, spacing_mm: Spacing) -> np.ndarray:
+def light_bodies(
+    hu: np.ndarray, lungs: np.ndarray, crowd_hu: np.ndarray, radius_mm: float, spacing_mm: Spacing
+) -> np.ndarray:
     """What is as thick as a vessel whose middle would show blood, and does not, with 2 mm around it (bool).
 
-    `hu` is that of the lungs, without what is beside them; `crowd_hu` how far the surroundings lie above the lung's
+    As thick is a ball of `radius_mm`: twice the length over which the scan's voxels blur. `hu` is that of the lungs,
+    without what is beside them; `crowd_hu` how far the surroundings lie above the lung's
     mode: thin vessels and bronchi that run together are as light in healthy lung, and stay vessels.
     """
-    thick = erode(lungs & (hu > RIM_HU), LIGHT_MM, spacing_mm)
+    thick = erode(lungs & (hu > RIM_HU), radius_mm, spacing_mm)
     densest = ndimage.maximum_filter(ndimage.uniform_filter(hu, 3), 3)
-    bodies, sizes = components(dilate(thick & (densest < LIGHT_HU), LIGHT_MM, spacing_mm), connectivity=26)
+    bodies, sizes = components(dilate(thick & (densest < LIGHT_HU), radius_mm, spacing_mm), connectivity=26)
     crowded = np.bincount(bodies.ravel(), crowd_hu.ravel(), len(sizes)) > LIGHT_CROWD_HU * sizes
     crowded[0] = False
     return dilate(crowded[bodies], 2.0, spacing_mm)

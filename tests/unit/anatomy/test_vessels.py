@@ -38,11 +38,11 @@ def test_a_vessel_is_found_beside_a_consolidation_that_is_none():
     assert not found[consolidation].any()
 
 
-def vessels_in(hu: np.ndarray, airways: np.ndarray | None = None) -> np.ndarray:
+def vessels_in(hu: np.ndarray, airways: np.ndarray | None = None, scan_mm: float = 1.0) -> np.ndarray:
     lungs = np.zeros(hu.shape, bool)
     lungs[1:-1, 1:-1, 1:-1] = True
     airways = np.zeros_like(lungs) if airways is None else airways
-    return find_vessels(hu, lungs & ~airways, airways, SPACING_MM, hilum_mm=25.0)[0]
+    return find_vessels(hu, lungs & ~airways, airways, SPACING_MM, hilum_mm=25.0, scan_mm=scan_mm)[0]
 
 
 def test_a_vessel_is_whole_where_it_branches():
@@ -75,6 +75,8 @@ def test_what_is_as_thick_as_a_hilar_artery_and_light_is_ground_glass(density_hu
     found, middle = vessels_in(hu, bronchus), slice(6, -6)
     assert found[middle][infiltrate[middle]].mean() == pytest.approx(called_vessel, abs=0.02)
     assert found[middle][thin[middle]].all()
+    # Slices of 7 mm would make as much of an artery.
+    assert vessels_in(hu, bronchus, scan_mm=7.0)[middle][infiltrate[middle]].mean() > 0.98
 
 
 def test_vessels_that_are_blurred_are_vessels_where_the_lung_around_is_clear():
