@@ -74,8 +74,8 @@ def light_bodies(
     """What is as thick as a vessel whose middle would show blood, and does not, with 2 mm around it (bool).
 
     As thick is a ball of `radius_mm`: twice the length over which the scan's voxels blur. `hu` is that of the lungs,
-    without what is beside them; `crowd_hu` how far the surroundings lie above the lung's
-    mode: thin vessels and bronchi that run together are as light in healthy lung, and stay vessels.
+    without what is beside them; `crowd_hu` how far the surroundings lie above the lung's mode: thin vessels and bronchi
+    that run together are as light in healthy lung, and stay vessels.
     """
     thick = erode(lungs & (hu > RIM_HU), radius_mm, spacing_mm)
     densest = ndimage.maximum_filter(ndimage.uniform_filter(hu, 3), 3)
