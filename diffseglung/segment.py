@@ -125,9 +125,11 @@ def judged(seen: Observation, judge: Judge, cell_vox: tuple[int, int, int]) -> n
     lattices = [(seen.cells, features)]
     if seen.between is not None:
         lattices.append((seen.between, between_cells(features)))
+    # A small lung may fill cells of one lattice alone; where it fills none, `to_voxels` says so.
+    lattices = [one for one in lattices if one[0].inside.any()] or lattices[:1]
     maps = [
         to_voxels(judge(cells, np.moveaxis(there, 0, -1)), seen.scan.lungs, cell_vox)
-        for cells, there in [one for one in lattices if one[0].inside.any()] or lattices[:1]
+        for cells, there in lattices
     ]
     return sum(maps[1:], maps[0]) / np.float32(len(maps))
 

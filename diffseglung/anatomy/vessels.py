@@ -27,7 +27,7 @@ def find_vessels(
     spacing_mm: Spacing,
     *,
     hilum_mm: float,
-    scan_mm: float = 0.0,
+    scan_mm: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vessels inside the lungs, and the walls of the bronchi, which look the same on a slice (bool).
 

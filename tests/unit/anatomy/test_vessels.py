@@ -18,6 +18,13 @@ def at_centre(shape: np.ndarray) -> float:
     return float(tubeness(lung_with(shape), (np.array([20]),) * 3, SPACING_MM)[0])
 
 
+def vessels_in(hu: np.ndarray, airways: np.ndarray | None = None, scan_mm: float = 1.0) -> np.ndarray:
+    lungs = np.zeros(hu.shape, bool)
+    lungs[1:-1, 1:-1, 1:-1] = True
+    airways = np.zeros_like(lungs) if airways is None else airways
+    return find_vessels(hu, lungs & ~airways, airways, SPACING_MM, hilum_mm=25.0, scan_mm=scan_mm)[0]
+
+
 @pytest.mark.parametrize("radius_mm", [2.5, 4.0])
 def test_a_tube_outshines_a_sheet_and_a_ball(radius_mm):
     tube = at_centre(radius_mm**2 >= Y**2 + X**2)
@@ -30,19 +37,9 @@ def test_a_vessel_is_found_beside_a_consolidation_that_is_none():
     vessel = (Y + 24) ** 2 + X**2 <= 3.0**2
     consolidation = Z**2 + (Y - 16) ** 2 + X**2 <= 13.0**2
     hu = lung_with(vessel | consolidation)
-    lungs = np.zeros(hu.shape, bool)
-    lungs[1:-1, 1:-1, 1:-1] = True
-    found, _ = find_vessels(hu, lungs, np.zeros_like(lungs), SPACING_MM, hilum_mm=25.0)
-    middle = slice(6, -6)
+    found, middle = vessels_in(hu), slice(6, -6)
     assert found[middle][vessel[middle]].all()
     assert not found[consolidation].any()
-
-
-def vessels_in(hu: np.ndarray, airways: np.ndarray | None = None, scan_mm: float = 1.0) -> np.ndarray:
-    lungs = np.zeros(hu.shape, bool)
-    lungs[1:-1, 1:-1, 1:-1] = True
-    airways = np.zeros_like(lungs) if airways is None else airways
-    return find_vessels(hu, lungs & ~airways, airways, SPACING_MM, hilum_mm=25.0, scan_mm=scan_mm)[0]
 
 
 def test_a_vessel_is_whole_where_it_branches():
