@@ -15,6 +15,7 @@ from ways import OURS, RULE, Lessons, observed
 
 from diffseglung.calibration import PARTS, Calibration, calibration_markdown, calibrations
 from diffseglung.config import Config, recipe
+from diffseglung.refine import OFF
 from diffseglung.segment import decide
 from diffseglung.volume import resample_labels
 
@@ -24,7 +25,7 @@ SHOWN = tuple(range(40, 101, 10))  # per cent of probability
 
 def ways(config: Config) -> dict[str, tuple[Config, str]]:
     """What is asked: settings and mode."""
-    unrefined = replace(config, refine=replace(config.refine, iterations=0, hu_power=0.0, speck_ml=0.0))
+    unrefined = replace(config, refine=OFF)
     return {
         RULE: (config, "rule"),
         "ours, before fusion": (unrefined, "anchored"),

@@ -21,7 +21,7 @@ from ways import Lessons, observed
 from diffseglung.config import recipe
 from diffseglung.evaluate import score_case
 from diffseglung.labels import DISEASES, Tissue
-from diffseglung.refine import RefineConfig, conductance, lung_box, sobel_diffusion
+from diffseglung.refine import OFF, RefineConfig, conductance, lung_box, sobel_diffusion
 from diffseglung.segment import cell_posteriors, decide, judged
 
 QUESTION = "What does Sobel-diffusion fusion change, and what does it cost?"
@@ -32,7 +32,7 @@ BEFORE = "none"
 def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
     """What is compared."""
     return {
-        BEFORE: replace(own, iterations=0, hu_power=0.0, speck_ml=0.0),
+        BEFORE: OFF,
         "density alone": replace(own, iterations=0),
         "ours": own,
     }

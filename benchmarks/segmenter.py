@@ -31,7 +31,7 @@ from diffseglung.grid import resample_labels
 from diffseglung.labels import DISEASES, TISSUES
 from diffseglung.model import Model
 from diffseglung.patches import Scan, seed_of
-from diffseglung.refine import RefineConfig
+from diffseglung.refine import OFF
 from diffseglung.schedule import to_unit
 from diffseglung.segment import decide
 from diffseglung.student import Student, fold, unfold
@@ -46,7 +46,6 @@ SURE = 0.8  # the least posterior of a voxel that is taught
 RARE = 0.75  # share of patches around a disease, each as likely as the others
 LR, LR_WARMUP, CLIP, EMA = 1e-3, 50, 1.0, 0.99
 SHIFT_HU, NOISE_HU = 15.0, 15.0  # standard deviations, drawn for each patch
-OFF = RefineConfig(iterations=0, hu_power=0.0, speck_ml=0.0)
 CHAIN, ALONE, BOTH = "chain", "U-Net alone", "chain and U-Net"
 STARTS = ("pretrained", "from scratch", "from scratch, taught the truth")
 

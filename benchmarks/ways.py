@@ -16,6 +16,7 @@ from diffseglung.labels import TISSUES
 from diffseglung.look import Observation
 from diffseglung.mixture import CellTable, Mixture, couple, physics
 from diffseglung.model import Model
+from diffseglung.refine import OFF
 from diffseglung.segment import decide, judged
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
@@ -80,7 +81,7 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
     """Ours without the student, what it is made of, and what is not label-free but shows what there is to learn."""
     base, seed = lessons.bench.config, lessons.seed
     absolute = replace(base, tissue=replace(base.tissue, scan_relative=False))
-    unrefined = replace(base, refine=replace(base.refine, iterations=0, hu_power=0.0))
+    unrefined = replace(base, refine=OFF)
     alone = replace(base, mixture=replace(base.mixture, alike=0))
     edgeless = replace(base, refine=replace(base.refine, edge_hu=1e9))
 

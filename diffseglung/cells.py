@@ -27,31 +27,37 @@ class Cells:
 
 
 def describe_cells(
-    scan: Scan,
+    hu: np.ndarray,
+    evident: np.ndarray,
     patches: PatchConfig,
     teacher: TeacherConfig,
-    cavities: np.ndarray | None = None,
     *,
     between: bool = False,
 ) -> Cells:
-    """Evidence and descriptors of each cell from the window around it, voxels of the lung's core only.
+    """Evidence and descriptors of each cell from the `evident` voxels of the window around it.
 
-    The cells fill the box of the scan; those `between` are centred on the corners of these, one more along each axis.
-
-    What is known already says nothing of its surroundings: vessels and the walls of bronchi, and `cavities` (bool,
-    (z, y, x)) with their rim, whose wall beside lung would pass for fibrosis.
+    hu int16 and evident bool (z, y, x). The cells fill their box; those `between` are centred on the corners of these,
+    one more along each axis.
     """
     window, cell = patches.window_vox, patches.cell_vox
-    lungs = core(scan.lungs, patches) & ~scan.vessels
-    if cavities is not None:
-        lungs &= ~ndimage.binary_dilation(cavities)
-    hu = scan.hu
     if between:
-        hu, lungs = half_a_cell_on(hu, cell), half_a_cell_on(lungs, cell)
+        hu, evident = half_a_cell_on(hu, cell), half_a_cell_on(evident, cell)
     return Cells(
-        evidence=window_evidence(hu, lungs, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox),
-        descriptors=describe_windows(hu, lungs, teacher, size_vox=window, step_vox=cell),
+        evidence=window_evidence(hu, evident, size_vox=window, step_vox=cell, mesh_vox=patches.mesh_vox),
+        descriptors=describe_windows(hu, evident, teacher, size_vox=window, step_vox=cell),
     )
+
+
+def evident_voxels(scan: Scan, patches: PatchConfig, cavities: np.ndarray | None = None) -> np.ndarray:
+    """The voxels whose density tells of the lung around them; bool (z, y, x).
+
+    The lung's `core`, without what is known already: vessels and the walls of bronchi, and `cavities` (bool,
+    (z, y, x)) with their rim, whose wall beside lung would pass for fibrosis.
+    """
+    evident = core(scan.lungs, patches) & ~scan.vessels
+    if cavities is not None:
+        evident &= ~ndimage.binary_dilation(cavities)
+    return evident
 
 
 def core(lungs: np.ndarray, patches: PatchConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ from diffseglung.grid import largest_of
 from diffseglung.labels import TISSUES
 from diffseglung.phantom import PhantomConfig, make_phantom
 from diffseglung.prepare import prepare_case
-from diffseglung.refine import RefineConfig, fuse
+from diffseglung.refine import RefineConfig, sobel_diffusion
 from diffseglung.volume import Volume
 
 SMALL = PhantomConfig(size_vox=(40, 60, 60), spacing_mm=(6.0, 5.0, 5.0))
@@ -30,7 +30,7 @@ def compile_all() -> None:
     for part in (slice(None), slice(1, None)):  # whole arrays and boxes in them are compiled apart
         Densities.of(phantom.hu[:, part], labels[:, part])
         voxels_of(labels[:, part])
-    fuse(posterior, phantom.hu, phantom.lungs, phantom.spacing_mm, RefineConfig())
+    sobel_diffusion(posterior, phantom.hu, phantom.lungs, phantom.spacing_mm, RefineConfig())
 
 
 if __name__ == "__main__":

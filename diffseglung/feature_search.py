@@ -17,7 +17,7 @@ from diffseglung.criteria import CRITERIA, NEEDS_HALVES, NEEDS_NAMES, NEEDS_NOIS
 from diffseglung.features import COMBINE, FeatureConfig, encode, sample_cells
 from diffseglung.mixture import COVARIANCES, CellTable, Mixture, couple, fit_cells, softmax
 from diffseglung.patches import regrid, seed_of
-from diffseglung.refine import fuse
+from diffseglung.refine import Voxels, fuse
 from diffseglung.schemas import CELL_KEY
 from diffseglung.segment import to_voxels
 from diffseglung.student import Student
@@ -29,7 +29,7 @@ MOST_TIMESTEPS = 3  # at once
 CLUSTERS = (4, 5, 6, 8, 10)
 POTTS = (0.0, 1.0, 2.0, 4.0)
 ITERATIONS = (0, 20, 60, 120)
-EDGE_HU = (30.0, 60.0, 120.0)
+EDGE_HU = (20.0, 60.0, 120.0)
 SEEING = ("anchored_distilled", "published")  # the modes that look at the student's features
 PATCHES_AT_ONCE = 16
 FITTED_PATCHES, JUDGED_PATCHES = 64, 24
@@ -96,8 +96,8 @@ class Seen:
 
     Cells of the patches that the mixture is fitted on: `fit` and its features (t, n, c), with `cases` (n,). Cells of
     whole patches of other cases, which judge: `judge`, features under two draws of noise (2, t, m, c), and where each
-    cell lies in a stack of all of them (z, y, x), patches `APART`: `place` (m,), `grid`. `hu` int16 and `lungs` bool
-    are the voxels of that stack. Of these cells `teacher` (m,) is a clustering in the teacher's space, `expected` (m,)
+    cell lies in a stack of all of them (z, y, x), patches `APART`: `place` (m,), `grid`. `voxels` are those of that
+    stack. Of these cells `teacher` (m,) is a clustering in the teacher's space, `expected` (m,)
     what physics is sure of.
     """
 
@@ -109,8 +109,7 @@ class Seen:
     judge_features: np.ndarray
     place: np.ndarray
     grid: tuple[int, int, int]
-    hu: np.ndarray
-    lungs: np.ndarray
+    voxels: Voxels
     teacher: np.ndarray
     expected: np.ndarray
 
@@ -167,8 +166,7 @@ def look(
         judge_features,
         place,
         grid,
-        hu=_stacked(judge["hu"], grid),
-        lungs=_stacked(judge["lungs"], grid).astype(bool),
+        voxels=_voxels(judge, grid, config),
         teacher=reference.predict(standardiser.apply(table.descriptors)),
         expected=np.where(likely.max(axis=1) > SURE, likely.argmax(axis=1) + 1, 0),
     )
@@ -246,6 +244,13 @@ def _stacked(parts: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
     count, depth = parts.shape[:2]
     between = depth * APART // (grid[0] // count - APART)
     return np.pad(parts, [(0, 0), (0, between), (0, 0), (0, 0)]).reshape(-1, *parts.shape[2:])
+
+
+def _voxels(patches: Columns, grid: tuple[int, int, int], config: Config) -> Voxels:
+    """The voxels of a stack of patches, of which no vessels are known and all that are lung are evident."""
+    hu, lungs = _stacked(patches["hu"], grid), _stacked(patches["lungs"], grid).astype(bool)
+    mode_hu = np.repeat(patches["mode_hu"], len(hu) // len(patches["hu"]))[:, None, None]
+    return Voxels(hu, lungs, np.zeros_like(lungs), lungs, mode_hu, config.patches.spacing_mm)
 
 
 def _dense(
@@ -330,12 +335,11 @@ class Judge:
 
     def _names(self, mixture: Mixture, cells: CellTable, mode: str, config: Config) -> np.ndarray:
         """What most of each judging cell is called (m,) once its neighbours were heard and the maps have flowed."""
-        seen, spacing = self.seen, config.patches.spacing_mm
+        seen = self.seen
         heard = self._in_place(mixture.posterior(cells, mode))
         if config.mixture.potts_strength > 0:
             heard = couple(heard, self._in_place(cells.evidence), config.mixture)
-        voxels = to_voxels(heard, seen.lungs, config.patches.cell_vox)
-        fused = fuse(voxels, seen.hu, seen.lungs, spacing, config.refine)
+        fused = fuse(to_voxels(heard, seen.voxels.lungs, config.patches.cell_vox), seen.voxels, config.refine)
         for axis, count in enumerate(seen.grid, 1):
             fused = np.add.reduceat(fused, np.arange(count) * (fused.shape[axis] // count), axis=axis)
         total = np.moveaxis(fused, 0, -1).reshape(-1, len(fused))[seen.place]

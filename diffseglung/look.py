@@ -10,7 +10,7 @@ import numpy as np
 
 from diffseglung.anatomy import Anatomy, find_anatomy
 from diffseglung.cavity import find_cavities
-from diffseglung.cells import Cells, describe_cells
+from diffseglung.cells import Cells, describe_cells, evident_voxels
 from diffseglung.config import Config
 from diffseglung.patches import Scan, on_scan, to_scan
 from diffseglung.volume import Volume
@@ -33,8 +33,8 @@ class Stopwatch:
 class Look:
     """One scan without a network.
 
-    `cavities` is bool on the volume's canonical grid; `scan`, `enclosed` (the cavities again), `cells` and those
-    `between` them (if they were asked for) lie on the lung box of the recipe's grid.
+    `cavities` is bool on the volume's canonical grid. On the lung box of the recipe's grid lie `scan`, `enclosed` (the
+    cavities again), the `evident` voxels (bool), `cells` and, if they were asked for, those `between` them.
     """
 
     volume: Volume
@@ -42,6 +42,7 @@ class Look:
     scan: Scan
     cavities: np.ndarray
     enclosed: np.ndarray
+    evident: np.ndarray
     cells: Cells
     between: Cells | None
 
@@ -84,7 +85,8 @@ def look(
         cavities = find_cavities(volume.hu, anatomy.lungs, anatomy.airways, volume.spacing_mm, config.cavity)
         enclosed = on_scan(cavities, volume, scan)
     with watch("cells"):
-        known = scan, config.patches, config.teacher, enclosed
+        evident = evident_voxels(scan, config.patches, enclosed)
+        known = scan.hu, evident, config.patches, config.teacher
         cells = describe_cells(*known)
         others = describe_cells(*known, between=True) if between else None
-    return Look(volume, anatomy, scan, cavities, enclosed, cells, others)
+    return Look(volume, anatomy, scan, cavities, enclosed, evident, cells, others)

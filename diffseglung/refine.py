@@ -1,5 +1,6 @@
 """Sobel-diffusion fusion: soft tissue maps flow inside the lung until they meet an edge of the CT."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -9,8 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.frozen import frozen
-from diffseglung.labels import TISSUES, Tissue
-from diffseglung.tissue import VOXEL_HU
+from diffseglung.labels import Tissue
+from diffseglung.tissue import voxel_densities
 
 
 @frozen
@@ -21,16 +22,19 @@ class RefineConfig:
     as 6 dt + rho <= 1, and then probabilities stay probabilities whatever the spacing.
     """
 
-    iterations: int = 120
+    iterations: int = 60
     dt: float = 0.14  # per iteration, in squared voxels of the finest axis
     rho: float = 0.01  # pull back to what the mixture said; sqrt(dt / rho) voxels is how far a voxel is heard
-    edge_hu: float = 30.0  # E0: the density step over `edge_mm` at which the flow has halved
+    edge_hu: float = 20.0  # E0: the density step over `edge_mm` at which the flow has halved
     edge_mm: float = 4.0  # what the Sobel operator spans on a 2 mm grid
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
-    speck_ml: float = (
-        0.3  # a smaller lesion that the mixture mostly called otherwise is none: a sphere of 8 mm
+    # A lesion that the mixture mostly called otherwise must be as large, a sphere of 8 mm, and as much of it evident.
+    speck_ml: float = 0.3
+    evident: float = 1 / 3
+    crumb_ml: float = (
+        0.1  # a smaller one is no lesion whoever saw it: 6 mm (Fleischner Society, MacMahon 2017)
     )
 
     def __post_init__(self) -> None:
@@ -45,18 +49,35 @@ class RefineConfig:
                 f"refine.dt {self.dt} is unstable: 6 dt + rho is {6 * self.dt + self.rho:.3g}, above 1; "
                 f"take dt <= {(1 - self.rho) / 6:.4f} and more iterations"
             )
-        if min(self.edge_hu, self.edge_mm) <= 0 or min(self.smooth_mm, self.speck_ml) < 0:
+        if min(self.edge_hu, self.edge_mm) <= 0 or min(self.smooth_mm, self.speck_ml, self.crumb_ml) < 0:
             raise ValueError(
-                "refine.edge_hu and refine.edge_mm must be above 0, refine.smooth_mm and refine.speck_ml not below"
+                "refine.edge_hu and refine.edge_mm must be above 0, smooth_mm, speck_ml and crumb_ml not below"
             )
-        if not 0 <= self.feature_weight <= 1:
-            raise ValueError(
-                f"refine.feature_weight is {self.feature_weight}: a share between 0 and 1 is needed"
-            )
+        for name in ("feature_weight", "evident"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"refine.{name} is {getattr(self, name)}: a share between 0 and 1 is needed")
         if not 0 <= self.hu_power <= 1:
             raise ValueError(
                 f"refine.hu_power is {self.hu_power}: 0 (posterior alone) to 1 (full likelihood)"
             )
+
+
+OFF = RefineConfig(iterations=0, hu_power=0.0, crumb_ml=0.0)  # each voxel is what the mixture said
+
+
+class Voxels(NamedTuple):
+    """What is known of the voxels (z, y, x) that maps are fused on.
+
+    Their `hu`; bool, which are `lungs`, which of them known `vessels`, and of which density is `evident`; the `mode_hu`
+    of the scan's lungs, or of each plane's (z, 1, 1); `spacing_mm`.
+    """
+
+    hu: np.ndarray
+    lungs: np.ndarray
+    vessels: np.ndarray
+    evident: np.ndarray
+    mode_hu: float | np.ndarray
+    spacing_mm: tuple[float, float, float]
 
 
 class Runs(NamedTuple):
@@ -73,40 +94,66 @@ GAP = 64
 ROUNDING = 1e-5  # that much may be missing from a sum of one
 
 
-def fuse(
-    posterior: np.ndarray,
-    hu: np.ndarray,
-    lungs: np.ndarray,
-    spacing_mm: tuple[float, float, float],
-    config: RefineConfig,
-) -> np.ndarray:
+def fuse(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
 
-    Borders move; specks that only this made go back (`without_specks`). posterior: float32 (6, z, y, x) over
-    `TISSUES`, 0 outside the lungs; hu, lungs: (z, y, x). Returns float32 of the same shape.
+    A vessel in a lesion is the lesion's, whatever its density. Borders move; what only this made is looked at again
+    (`without_artefacts`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; returns the same.
     """
-    centre, spread = (np.array([VOXEL_HU[t][i] for t in TISSUES]) for i in (0, 1))
-    anchored = temper(posterior, hu, centre, spread, config.hu_power)
-    fused = sobel_diffusion(anchored, hu, lungs, spacing_mm, config)
-    return without_specks(fused, posterior, config.speck_ml * 1000 / float(np.prod(spacing_mm)))
+    anchored = temper(posterior, voxels.hu, voxel_densities(voxels.mode_hu), config.hu_power)
+    in_lesion = voxels.vessels.copy()
+    in_lesion[in_lesion] = posterior[:, in_lesion].argmax(axis=0) != Tissue.HEALTHY - 1
+    anchored[:, in_lesion] = posterior[:, in_lesion]
+    fused = sobel_diffusion(anchored, voxels.hu, voxels.lungs, voxels.spacing_mm, config)
+    fewest_vox = config.speck_ml * 1000 / float(np.prod(voxels.spacing_mm))
+    return without_artefacts(fused, posterior, voxels.evident, fewest_vox, config.evident)
 
 
-def without_specks(fused: np.ndarray, posterior: np.ndarray, fewest_vox: float) -> np.ndarray:
-    """The fused maps, with the posterior again in each small lesion of which it called no more than half the same.
+def without_artefacts(
+    fused: np.ndarray, posterior: np.ndarray, evident: np.ndarray, fewest_vox: float, share: float
+) -> np.ndarray:
+    """The fused maps, with the posterior again in each lesion that single voxels' density made and cannot vouch for.
 
-    A lesion is a body of voxels (26 neighbours) of one most likely disease; small is below `fewest_vox`. Both float32
-    (6, z, y, x); `fused` changes.
+    A lesion is a body of voxels (26 neighbours) of one most likely disease; density made it where the posterior called
+    no more than half of it the same. It stays if it has `fewest_vox`, if `share` of it is `evident` (bool (z, y, x):
+    a vessel's remains and the half wall along the pleura are not), and if it is no fibrosis: that is a texture, and no
+    voxel shows it. Both maps float32 (6, z, y, x); `fused` changes.
     """
     tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (fused, posterior))
     tissue[(tissue == Tissue.HEALTHY) | ~fused.any(axis=0)] = 0
     lesions = cc3d.connected_components(tissue)
     count = int(lesions.max()) + 1
-    size, agreed = (np.bincount(lesions[where], minlength=count) for where in (tissue > 0, tissue == before))
-    speck = (size < fewest_vox) & (2 * agreed <= size)
-    speck[0] = False
-    back = speck[lesions]
+
+    def voxels(of: np.ndarray) -> np.ndarray:
+        return np.bincount(lesions[of], minlength=count)
+
+    size = voxels(tissue > 0)
+    vouched = (size >= fewest_vox) & (voxels((tissue > 0) & evident) >= share * size)
+    vouched &= voxels(tissue == Tissue.FIBROSIS) == 0
+    back = ((2 * voxels(tissue == before) <= size) & ~vouched)[lesions] & (tissue > 0)
     fused[:, back] = posterior[:, back]
     return fused
+
+
+def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
+    """Tissue labels with each smaller body of a disease called what most of the voxels around it are.
+
+    labels: uint8 (z, y, x), which change. A body's voxels are 26-neighbours. What touches a cavity stays: it was cut
+    off by it.
+    """
+    mixed = (labels > Tissue.HEALTHY) & (labels < Tissue.CAVITY)
+    bodies = cc3d.connected_components(np.where(mixed, labels, np.uint8(0)))
+    found = cc3d.statistics(bodies, no_slice_conversion=False)
+    for body in np.flatnonzero(found["voxel_counts"] < fewest_vox):
+        if body == 0:
+            continue
+        box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in found["bounding_boxes"][body])
+        own = bodies[box] == body
+        around = labels[box][ndimage.binary_dilation(own, np.ones((3, 3, 3))) & ~own]
+        votes = np.bincount(around, minlength=Tissue.CAVITY + 1)[1:]
+        if votes.any() and not votes[Tissue.CAVITY - 1]:
+            labels[box][own] = votes.argmax() + 1
+    return labels
 
 
 def sobel_diffusion(
@@ -204,21 +251,22 @@ def sobel_edges(
 
 
 def temper(
-    posterior: np.ndarray, hu: np.ndarray, centre_hu: np.ndarray, spread_hu: np.ndarray, power: float
+    posterior: np.ndarray, hu: np.ndarray, densities: Sequence[tuple[float | np.ndarray, float]], power: float
 ) -> np.ndarray:
     """u0: what the mixture believes about the neighbourhood, leaned on by the voxel's own density.
 
-    u0 is proportional to posterior x N(hu; centre, spread)^power, per class k. posterior: (k, z, y, x);
-    centre_hu, spread_hu: (k,), HU. Returns float32 (k, z, y, x); voxels without belief (all zero) stay zero.
+    u0 is proportional to posterior x N(hu; mean, spread)^power, per class k. posterior: (k, z, y, x); densities: k
+    pairs of mean (a number, or what broadcasts to hu) and spread, HU. Returns float32 (k, z, y, x); voxels without
+    belief (all zero) stay zero.
     """
-    spread = np.asarray(spread_hu, dtype=np.float32)
-    if (spread <= 0).any():
-        raise ValueError(f"spread_hu must be above 0 for every class, not {spread.tolist()}")
+    spreads = [spread for _, spread in densities]
+    if min(spreads) <= 0:
+        raise ValueError(f"the spread must be above 0 HU for every class, not {spreads}")
     leaned = np.empty(posterior.shape, dtype=np.float32)
     density = hu.astype(np.float32)
-    for k, (centre, sd) in enumerate(zip(np.asarray(centre_hu, dtype=np.float32), spread, strict=True)):
-        leaned[k] = -0.5 * ((density - centre) / sd) ** 2 - np.log(sd)
-    # The best class has likelihood 1: far from every centre nothing underflows.
+    for k, (mean, spread) in enumerate(densities):
+        leaned[k] = -0.5 * ((density - np.float32(mean)) / np.float32(spread)) ** 2 - np.log(spread)
+    # The best class has likelihood 1: far from every mean nothing underflows.
     leaned -= leaned.max(axis=0)
     leaned *= np.float32(power)
     np.exp(leaned, out=leaned)

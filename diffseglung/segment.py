@@ -16,7 +16,7 @@ from diffseglung.look import Observation, Stopwatch, look
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
 from diffseglung.patches import Scan, between_cells, regrid
-from diffseglung.refine import fuse, lung_box
+from diffseglung.refine import Voxels, fuse, lung_box, without_crumbs
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import scan_reference
 from diffseglung.volume import Volume
@@ -83,10 +83,11 @@ def decide(
                 seen, partial(cell_posteriors, model=model, mode=mode), config.patches.cell_vox
             )
     with watch("refine"):
-        fused = fuse(posteriors, scan.hu, scan.lungs, config.patches.spacing_mm, config.refine)
-        posteriors = with_cavities(fused, seen)
+        mode_hu = scan_reference(seen.cells.evidence[seen.cells.inside], config.tissue).mode_hu
+        known = scan.hu, scan.lungs, scan.vessels, seen.evident, mode_hu, config.patches.spacing_mm
+        posteriors = with_cavities(fuse(posteriors, Voxels(*known), config.refine), seen)
     with watch("labels"):
-        labels = to_labels(posteriors, seen)
+        labels = to_labels(posteriors, seen, config.refine.crumb_ml)
     doubt = entropy(posteriors[:, scan.lungs])
     return Segmentation(
         labels=labels,
@@ -176,8 +177,8 @@ def with_cavities(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
     return posteriors
 
 
-def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
-    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8)."""
+def to_labels(posteriors: np.ndarray, seen: Observation, crumb_ml: float) -> np.ndarray:
+    """The most likely tissue of each lung voxel on the volume's canonical grid (uint8), `without_crumbs`."""
     labels = np.zeros(seen.volume.shape, np.uint8)
     box = lung_box(seen.anatomy.side)
     if box is not None:
@@ -186,4 +187,5 @@ def to_labels(posteriors: np.ndarray, seen: Observation) -> np.ndarray:
         maps, grid = posteriors[[t - 1 for t in found]], crop_grid(seen.volume.grid, box)
         labels[box] = largest_of(maps, seen.scan.grid, grid, seen.anatomy.within(box).lungs, names)
         np.copyto(labels[box], np.uint8(Tissue.CAVITY), where=seen.cavities[box])
+        without_crumbs(labels[box], crumb_ml / seen.anatomy.voxel_ml)
     return labels

@@ -175,12 +175,26 @@ def name_by_hu(mean_hu: np.ndarray) -> list[Tissue]:
     return names
 
 
-# Density of single voxels (mean, sd in HU) with which upsampled posteriors are leaned on; wide where a tissue is mixed.
-VOXEL_HU: dict[Tissue, tuple[float, float]] = {
-    Tissue.HEALTHY: (-850, 90),
-    Tissue.EMPHYSEMA: (-930, 80),
-    Tissue.GROUND_GLASS: (-600, 130),
-    Tissue.FIBROSIS: (-550, 280),
-    Tissue.CONSOLIDATION: (-10, 110),
-    Tissue.CAVITY: (-500, 500),
+class Density(NamedTuple):
+    """Mean and spread of a tissue's single voxels (HU)."""
+
+    counted: Counted
+    hu: float
+    spread_hu: float
+
+
+# With them upsampled posteriors are leaned on; wide where a tissue is mixed.
+VOXEL_HU: dict[Tissue, Density] = {
+    Tissue.HEALTHY: Density(Counted.LUNG, 10, 90),
+    Tissue.EMPHYSEMA: Density(Counted.ABSOLUTE, -930, 80),
+    Tissue.GROUND_GLASS: Density(Counted.ABSOLUTE, -600, 130),
+    Tissue.FIBROSIS: Density(Counted.ABSOLUTE, -550, 280),
+    Tissue.CONSOLIDATION: Density(Counted.ABSOLUTE, -10, 110),
+    Tissue.CAVITY: Density(Counted.ABSOLUTE, -500, 500),
 }
+
+
+def voxel_densities(mode_hu: float | np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Mean, in the shape of the lung's mode, and spread of every tissue's voxels (HU), in the order of `TISSUES`."""
+    each = (VOXEL_HU[tissue] for tissue in TISSUES)
+    return [(d.hu + d.counted.shift_hu(np.asarray(mode_hu)), d.spread_hu) for d in each]

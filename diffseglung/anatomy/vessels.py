@@ -15,9 +15,9 @@ CROWDED_HU, CALM_HU = 100.0, 65.0
 WALL_HU = 350.0
 SOLID_HU, BRANCHING_MM = -500.0, 6.0
 RIM_HU, RIM_CONTRAST_HU = -700.0, 60.0  # the voxels beside a vessel that hold some of it
-# Twice as thick (more where the scan's voxels are coarser), nowhere denser and in lung that much above its mode: ground
-# glass. A vessel's middle would be blood.
-LIGHT_MM, LIGHT_HU, LIGHT_CROWD_HU = 3.0, -400.0, 90.0
+# Twice as thick (more where the scan's voxels are coarser), nowhere denser and in a crowd: ground glass. A vessel's
+# middle would be blood.
+LIGHT_MM, LIGHT_HU = 3.0, -400.0
 
 
 def find_vessels(
@@ -80,7 +80,7 @@ def light_bodies(
     thick = erode(lungs & (hu > RIM_HU), radius_mm, spacing_mm)
     densest = ndimage.maximum_filter(ndimage.uniform_filter(hu, 3), 3)
     bodies, sizes = components(dilate(thick & (densest < LIGHT_HU), radius_mm, spacing_mm), connectivity=26)
-    crowded = np.bincount(bodies.ravel(), crowd_hu.ravel(), len(sizes)) > LIGHT_CROWD_HU * sizes
+    crowded = np.bincount(bodies.ravel(), crowd_hu.ravel(), len(sizes)) > CROWDED_HU * sizes
     crowded[0] = False
     return dilate(crowded[bodies], 2.0, spacing_mm)
 

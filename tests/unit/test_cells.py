@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from diffseglung.cells import core, describe_cells
+from diffseglung.cells import Cells, core, describe_cells, evident_voxels
 from diffseglung.grid import Grid
 from diffseglung.patches import PatchConfig, Scan
 from diffseglung.teacher import TEACHER, TeacherConfig
@@ -23,9 +23,19 @@ def scan() -> Scan:
     return Scan(hu, lungs, np.zeros(SHAPE, bool), vessels, Grid(SHAPE, np.diag([2.0, 2, 2, 1])))
 
 
+def described(
+    scan: Scan, patches: PatchConfig | None = None, cavities: np.ndarray | None = None, **lattice: bool
+) -> Cells:
+    """The cells of a scan."""
+    patches = patches or PatchConfig()
+    return describe_cells(
+        scan.hu, evident_voxels(scan, patches, cavities), patches, TeacherConfig(), **lattice
+    )
+
+
 @pytest.fixture(scope="module")
 def cells():
-    return describe_cells(scan(), PatchConfig(), TeacherConfig())
+    return described(scan())
 
 
 def test_a_cell_is_four_voxels_wide(cells):
@@ -35,12 +45,12 @@ def test_a_cell_is_four_voxels_wide(cells):
 
 def test_cells_between_are_centred_on_the_corners_of_the_others(cells):
     """As those of the same scan that begins half a cell further on."""
-    between = describe_cells(scan(), PatchConfig(), TeacherConfig(), between=True)
+    between = described(scan(), between=True)
     assert between.evidence.shape == (5, 7, 7, len(EVIDENCE))
     whole, cut = scan(), (slice(2, 14), slice(2, 22), slice(2, 22))
     moved = replace(whole, hu=whole.hu[cut], lungs=whole.lungs[cut], vessels=whole.vessels[cut])
-    known = describe_cells(moved, PatchConfig(thick_mm=0), TeacherConfig())
-    inner = describe_cells(whole, PatchConfig(thick_mm=0), TeacherConfig(), between=True)
+    known = described(moved, PatchConfig(thick_mm=0))
+    inner = described(whole, PatchConfig(thick_mm=0), between=True)
     # Their windows and all that the filters see of them lie inside both.
     assert np.array_equal(inner.evidence[2, 3, 2, :5], known.evidence[1, 2, 1, :5])
     assert not np.array_equal(inner.evidence[2, 3, 2], cells.evidence[2, 3, 2])
@@ -59,10 +69,10 @@ def test_the_median_is_that_of_the_lung_beside_dense_tissue(cells):
 def test_a_vessel_says_nothing_of_the_lung_around_it(cells):
     bright = scan()
     bright.hu[bright.vessels] = 40
-    known = describe_cells(bright, PatchConfig(), TeacherConfig())
+    known = described(bright)
     assert np.array_equal(known.evidence, cells.evidence, equal_nan=True)
     assert np.array_equal(known.descriptors, cells.descriptors, equal_nan=True)
-    missed = describe_cells(replace(bright, vessels=np.zeros(SHAPE, bool)), PatchConfig(), TeacherConfig())
+    missed = described(replace(bright, vessels=np.zeros(SHAPE, bool)))
     sd, around = TEACHER.names.index("hu_sd"), (1, 1, 1)
     assert missed.descriptors[around][sd] > 5 * cells.descriptors[around][sd]
 
@@ -72,8 +82,8 @@ def test_a_cavity_says_nothing_of_its_surroundings():
     with_wall, cavity = scan(), np.zeros(SHAPE, bool)
     cavity[4:12, 8:16, :6] = True
     with_wall.hu[cavity] = 40
-    blind = describe_cells(with_wall, PatchConfig(), TeacherConfig())
-    knowing = describe_cells(with_wall, PatchConfig(), TeacherConfig(), cavity)
+    blind = described(with_wall)
+    knowing = described(with_wall, cavities=cavity)
     p90 = EVIDENCE.index("p90_hu")
     beside = (0, 2, 0)
     assert blind.evidence[beside][p90] > -200

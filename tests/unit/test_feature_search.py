@@ -112,8 +112,9 @@ def test_judging_cells_know_their_neighbours_and_not_those_of_other_patches(seen
     assert apart[:, :depth].any()
     assert not apart[:, depth:].any(), "empty layers lie between patches"
     cell = CONFIG.patches.cell_vox
-    assert seen.hu.shape == seen.lungs.shape == tuple(n * c for n, c in zip(seen.grid, cell, strict=True))
-    held = np.add.reduceat(seen.lungs.sum(axis=(1, 2)), np.arange(0, len(seen.lungs), cell[0]))
+    hu, lungs = seen.voxels.hu, seen.voxels.lungs
+    assert hu.shape == lungs.shape == tuple(n * c for n, c in zip(seen.grid, cell, strict=True))
+    held = np.add.reduceat(lungs.sum(axis=(1, 2)), np.arange(0, len(lungs), cell[0]))
     assert (held[inside.any(axis=(1, 2))] > 0).all(), "voxels lie where their cells do"
 
 
@@ -220,13 +221,7 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
         dense = couple(
             posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
         )
-        fine = fuse(
-            to_voxels(dense, seen.lungs, config.patches.cell_vox),
-            seen.hu,
-            seen.lungs,
-            config.patches.spacing_mm,
-            config.refine,
-        )
+        fine = fuse(to_voxels(dense, seen.voxels.lungs, config.patches.cell_vox), seen.voxels, config.refine)
         for cell in range(0, len(seen.place), 97):
             z, y, x = np.unravel_index(seen.place[cell], seen.grid)
             box = tuple(
