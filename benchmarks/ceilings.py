@@ -43,9 +43,7 @@ def told(lessons: Lessons, *, cavities: bool) -> Labeller:
             tissue = cell_tissues(seen.truth, seen.volume, seen.scan, patches, between=between)[inside]
             posterior = model.mixture.posterior(cells, "rule")
             posterior[tissue > 0] = np.eye(len(TISSUES))[tissue[tissue > 0] - 1]
-            coarse = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-            coarse[inside] = posterior
-            return coarse
+            return lattice.laid_out(posterior)
 
         if cavities:
             scan = scan.with_other_cavities((seen.truth == Tissue.CAVITY) & seen.anatomy.lungs)

@@ -176,9 +176,7 @@ def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller
         posterior = model.mixture.posterior(cells, "rule")
         known = np.isfinite(cells.descriptors).all(axis=1)
         posterior[known] = judge(cells.rows(np.flatnonzero(known)))
-        coarse = np.zeros((*lattice.inside.shape, len(TISSUES)), np.float32)
-        coarse[lattice.inside] = posterior
-        return couple(coarse, lattice.evidence, model.config.mixture)
+        return couple(lattice.laid_out(posterior), lattice.evidence, model.config.mixture)
 
     def label(seen: Seen) -> np.ndarray:
         scan = observed(seen)

@@ -25,6 +25,12 @@ class Cells:
         """Cells (z, y, x) that hold lung and whose evidence is known."""
         return (self.evidence[..., 6] > 0) & np.isfinite(self.evidence).all(axis=-1)
 
+    def laid_out(self, rows: np.ndarray) -> np.ndarray:
+        """What is known of the cells `inside`, in rows (n, k), in their places: float32 (z, y, x, k), 0 elsewhere."""
+        places = np.zeros((*self.inside.shape, rows.shape[1]), np.float32)
+        places[self.inside] = rows
+        return places
+
 
 def describe_cells(
     hu: np.ndarray,

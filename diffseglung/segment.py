@@ -147,9 +147,7 @@ def cell_posteriors(cells: Cells, features: np.ndarray, model: Model, mode: str)
     named = model.mixture.posterior(table, mode)
     if mode in ANCHORED_MODES:
         named = share_names(named, evidence, model.config.mixture)
-    posterior = np.zeros((*inside.shape, len(TISSUES)), np.float32)
-    posterior[inside] = named
-    return couple(posterior, cells.evidence, model.config.mixture)
+    return couple(cells.laid_out(named), cells.evidence, model.config.mixture)
 
 
 def to_voxels(coarse: np.ndarray, lungs: np.ndarray, cell_vox: tuple[int, int, int]) -> np.ndarray:
