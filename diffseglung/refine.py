@@ -30,12 +30,9 @@ class RefineConfig:
     smooth_mm: float = 1.0  # standard deviation of the Gaussian before Sobel
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
-    # A lesion that the mixture mostly called otherwise must be as large, a sphere of 8 mm, and as much of it evident.
-    speck_ml: float = 0.3
-    evident: float = 1 / 3
-    crumb_ml: float = (
-        0.1  # a smaller one is no lesion whoever saw it: 6 mm (Fleischner Society, MacMahon 2017)
-    )
+    speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
+    evident: float = 1 / 3  # and that share of it evident
+    crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
