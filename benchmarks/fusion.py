@@ -1,7 +1,8 @@
 """What does Sobel-diffusion fusion change, tissue by tissue, and what does it cost?
 
 The validation phantoms of `accuracy.py`, with what it keeps in `--place`: ours without fusion, with the density of each
-voxel alone, and ours. Then the flow alone on boxes of noise that are lung all over, beside the same equation in NumPy.
+voxel alone, ours, and ours with `refine.keep_volumes`. Then the flow alone on boxes of noise that are lung all over,
+beside the same equation in NumPy.
 """
 
 import argparse
@@ -36,6 +37,7 @@ def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
         BEFORE: OFF,
         "density alone": replace(own, iterations=0),
         "ours": own,
+        "volumes kept": replace(own, keep_volumes=True),
     }
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from diffseglung.frozen import frozen
-from diffseglung.labels import Tissue
+from diffseglung.labels import TISSUES, Tissue
 from diffseglung.tissue import voxel_densities
 
 
@@ -33,6 +33,7 @@ class RefineConfig:
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
+    keep_volumes: bool = False  # True: borders move and nothing else, no lesion comes, see `with_volumes`
 
     def __post_init__(self) -> None:
         if self.iterations < 0:
@@ -89,19 +90,23 @@ class Runs(NamedTuple):
 PIECE = 2048
 GAP = 64
 ROUNDING = 1e-5  # that much may be missing from a sum of one
+KEPT, TRIES = 0.01, 40  # share of a volume that may change; how often weights are mended for that
 
 
 def fuse(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
 
     A vessel in a lesion is the lesion's, whatever its density. Borders move; what only this made is looked at again
-    (`without_artefacts`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; returns the same.
+    (`without_artefacts`) or goes (`with_volumes`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the
+    lungs; returns the same.
     """
     anchored = temper(posterior, voxels.hu, voxel_densities(voxels.mode_hu), config.hu_power)
     in_lesion = voxels.vessels.copy()
     in_lesion[in_lesion] = posterior[:, in_lesion].argmax(axis=0) != Tissue.HEALTHY - 1
     anchored[:, in_lesion] = posterior[:, in_lesion]
     fused = sobel_diffusion(anchored, voxels.hu, voxels.lungs, voxels.spacing_mm, config)
+    if config.keep_volumes:
+        return with_volumes(fused, posterior, voxels.lungs)
     fewest_vox = config.speck_ml * 1000 / float(np.prod(voxels.spacing_mm))
     return without_artefacts(fused, posterior, voxels.evident, fewest_vox, config.evident)
 
@@ -116,18 +121,50 @@ def without_artefacts(
     a vessel's remains and the half wall along the pleura are not), and if it is no fibrosis: that is a texture, and no
     voxel shows it. Both maps float32 (6, z, y, x); `fused` changes.
     """
+    lesions, tissue, known = _lesions(fused, posterior)
+    size, seen = _voxels(lesions, lesions > 0), _voxels(lesions, known)
+    vouched = (size >= fewest_vox) & (_voxels(lesions, (lesions > 0) & evident) >= share * size)
+    vouched &= _voxels(lesions, tissue == Tissue.FIBROSIS) == 0
+    return _put_back(fused, posterior, lesions, (2 * seen <= size) & ~vouched)
+
+
+def with_volumes(fused: np.ndarray, posterior: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+    """The fused maps, weighted so that every disease keeps the volume that the posterior gave it; none is new.
+
+    Lesions that the posterior mostly called otherwise have the posterior again, and so has, in the end, what it called
+    nowhere the same. The weights, one a disease and scan, make its border that of another threshold (Jacobs, Merkurjev
+    and Esedoglu, "Auction dynamics", J Comput Phys 2018). Both maps float32 (6, z, y, x); `fused` changes.
+    """
+    lesions, _, known = _lesions(fused, posterior)
+    _put_back(fused, posterior, lesions, 2 * _voxels(lesions, known) <= _voxels(lesions, lesions > 0))
+    weighted = fused[:, lungs]
+    wanted = np.bincount(posterior[:, lungs].argmax(axis=0), minlength=len(TISSUES))
+    held = [k for k in range(Tissue.EMPHYSEMA - 1, Tissue.CAVITY - 1) if wanted[k]]
+    for attempt in range(TRIES):
+        ratio = wanted / np.maximum(np.bincount(weighted.argmax(axis=0), minlength=len(TISSUES)), 1)
+        if np.abs(ratio[held] - 1).max(initial=0) < KEPT:
+            break
+        weighted[held] *= np.clip(ratio[held, None], 1 / np.e, np.e) ** (0.6 if 2 * attempt < TRIES else 0.3)
+    fused[:, lungs] = weighted / np.maximum(weighted.sum(axis=0), 1e-9)
+    lesions, _, known = _lesions(fused, posterior)
+    return _put_back(fused, posterior, lesions, _voxels(lesions, known) == 0)
+
+
+def _lesions(fused: np.ndarray, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bodies of one most likely disease, numbered (z, y, x); their tissue (uint8); which the posterior called so."""
     tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (fused, posterior))
     tissue[(tissue == Tissue.HEALTHY) | ~fused.any(axis=0)] = 0
-    lesions = cc3d.connected_components(tissue)
-    count = int(lesions.max()) + 1
+    return cc3d.connected_components(tissue), tissue, tissue == before
 
-    def voxels(of: np.ndarray) -> np.ndarray:
-        return np.bincount(lesions[of], minlength=count)
 
-    size = voxels(tissue > 0)
-    vouched = (size >= fewest_vox) & (voxels((tissue > 0) & evident) >= share * size)
-    vouched &= voxels(tissue == Tissue.FIBROSIS) == 0
-    back = ((2 * voxels(tissue == before) <= size) & ~vouched)[lesions] & (tissue > 0)
+def _voxels(lesions: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """How many voxels of a mask each lesion has; the first number is of what is none."""
+    return np.bincount(lesions[of], minlength=int(lesions.max()) + 1)
+
+
+def _put_back(fused: np.ndarray, posterior: np.ndarray, lesions: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The fused maps (changed) with the posterior in those lesions."""
+    back = which[lesions] & (lesions > 0)
     fused[:, back] = posterior[:, back]
     return fused
 

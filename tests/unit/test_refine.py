@@ -317,6 +317,26 @@ def test_a_lesion_that_the_mixture_did_not_know_must_be_large_evident_and_no_tex
     assert not left[:, 0].any()
 
 
+def test_borders_move_and_volumes_stay_where_that_is_asked_for():
+    """Two lesions whose border the density moves outwards, and one that density alone makes."""
+    hu, lungs = two_tissues((16, 24, 48), edge=40, noise_hu=40.0)
+    hu[4:12, 6:14, 8:16] = -600
+    seen = np.zeros(hu.shape, np.float32)
+    seen[..., 42:] = 1
+    posterior = np.zeros((6, *hu.shape), np.float32)
+    posterior[2] = ndimage.gaussian_filter(seen, 2.0)
+    posterior[2, 4:12, 6:14, 8:16] = 0.4
+    posterior[0] = 1 - posterior[2]
+    voxels = Voxels(hu, lungs, ~lungs, lungs, -850.0, ISOTROPIC)
+    free, kept = (fuse(posterior, voxels, RefineConfig(keep_volumes=keep)) for keep in (False, True))
+    glass, free_glass, kept_glass = (u.argmax(axis=0) == 2 for u in (posterior, free, kept))
+    assert free_glass[6:10, 8:12, 10:14].all()
+    assert not kept_glass[..., :30].any()
+    assert free_glass.sum() > 1.2 * glass.sum()
+    assert kept_glass.sum() == pytest.approx(glass.sum(), rel=0.02)
+    np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-5)
+
+
 def test_a_crumb_is_called_what_lies_around_it():
     labels = np.ones((8, 8, 20), np.uint8)
     labels[0] = 0
