@@ -97,8 +97,8 @@ class Seen:
     Cells of the patches that the mixture is fitted on: `fit` and its features (t, n, c), with `cases` (n,). Cells of
     whole patches of other cases, which judge: `judge`, features under two draws of noise (2, t, m, c), and where each
     cell lies in a stack of all of them (z, y, x), patches `APART`: `place` (m,), `grid`. `voxels` are those of that
-    stack. Of these cells `teacher` (m,) is a clustering in the teacher's space, `expected` (m,)
-    what physics is sure of.
+    stack. Of these cells `teacher` (m,) is a clustering in the teacher's space, `expected` (m,) what physics is sure
+    of.
     """
 
     timesteps: tuple[int, ...]

@@ -90,7 +90,8 @@ class Runs(NamedTuple):
 PIECE = 2048
 GAP = 64
 ROUNDING = 1e-5  # that much may be missing from a sum of one
-KEPT, TRIES = 0.01, 40  # share of a volume that may change; how often weights are mended for that
+# What of a volume may change, a share or so many voxels; how often and how gently weights are mended for that.
+KEPT, KEPT_VOX, TRIES, DAMPING = 0.01, 10, 40, 0.5
 
 
 def fuse(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
@@ -133,18 +134,20 @@ def with_volumes(fused: np.ndarray, posterior: np.ndarray, lungs: np.ndarray) ->
 
     Lesions that the posterior mostly called otherwise have the posterior again, and so has, in the end, what it called
     nowhere the same. The weights, one a disease and scan, make its border that of another threshold (Jacobs, Merkurjev
-    and Esedoglu, "Auction dynamics", J Comput Phys 2018). Both maps float32 (6, z, y, x); `fused` changes.
+    and Esedoglu, "Auction dynamics", J Comput Phys 2018); where a map is a step no weight splits it, and a small volume
+    may be off by more than `KEPT`. Both maps float32 (6, z, y, x); `fused` changes.
     """
     lesions, _, known = _lesions(fused, posterior)
     _put_back(fused, posterior, lesions, 2 * _voxels(lesions, known) <= _voxels(lesions, lesions > 0))
     weighted = fused[:, lungs]
     wanted = np.bincount(posterior[:, lungs].argmax(axis=0), minlength=len(TISSUES))
     held = [k for k in range(Tissue.EMPHYSEMA - 1, Tissue.CAVITY - 1) if wanted[k]]
-    for attempt in range(TRIES):
-        ratio = wanted / np.maximum(np.bincount(weighted.argmax(axis=0), minlength=len(TISSUES)), 1)
-        if np.abs(ratio[held] - 1).max(initial=0) < KEPT:
+    for _ in range(TRIES):
+        now = np.bincount(weighted.argmax(axis=0), minlength=len(TISSUES))
+        if (np.abs(now - wanted) <= np.maximum(KEPT * wanted, KEPT_VOX))[held].all():
             break
-        weighted[held] *= np.clip(ratio[held, None], 1 / np.e, np.e) ** (0.6 if 2 * attempt < TRIES else 0.3)
+        ratio = wanted[held, None] / np.maximum(now[held, None], 1)
+        weighted[held] *= np.clip(ratio, 1 / np.e, np.e) ** DAMPING
     fused[:, lungs] = weighted / np.maximum(weighted.sum(axis=0), 1e-9)
     lesions, _, known = _lesions(fused, posterior)
     return _put_back(fused, posterior, lesions, _voxels(lesions, known) == 0)
@@ -178,9 +181,7 @@ def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
     mixed = (labels > Tissue.HEALTHY) & (labels < Tissue.CAVITY)
     bodies = cc3d.connected_components(np.where(mixed, labels, np.uint8(0)))
     found = cc3d.statistics(bodies, no_slice_conversion=False)
-    for body in np.flatnonzero(found["voxel_counts"] < fewest_vox):
-        if body == 0:
-            continue
+    for body in 1 + np.flatnonzero(found["voxel_counts"][1:] < fewest_vox):
         box = tuple(slice(max(0, s.start - 1), s.stop + 1) for s in found["bounding_boxes"][body])
         own = bodies[box] == body
         around = labels[box][ndimage.binary_dilation(own, np.ones((3, 3, 3))) & ~own]

@@ -84,8 +84,15 @@ def decide(
             )
     with watch("refine"):
         mode_hu = scan_reference(seen.cells.evidence[seen.cells.inside], config.tissue).mode_hu
-        known = scan.hu, scan.lungs, scan.vessels, seen.evident, mode_hu, config.patches.spacing_mm
-        posteriors = with_cavities(fuse(posteriors, Voxels(*known), config.refine), seen)
+        voxels = Voxels(
+            hu=scan.hu,
+            lungs=scan.lungs,
+            vessels=scan.vessels,
+            evident=seen.evident,
+            mode_hu=mode_hu,
+            spacing_mm=config.patches.spacing_mm,
+        )
+        posteriors = with_cavities(fuse(posteriors, voxels, config.refine), seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen, config.refine.crumb_ml)
     doubt = entropy(posteriors[:, scan.lungs])
