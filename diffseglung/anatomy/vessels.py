@@ -63,26 +63,36 @@ def find_vessels(
     thick |= dilate(erode(lungs & (hu > -450), 9.0, spacing_mm), 11.0, spacing_mm)
     vessels &= hilar | (around_hu <= mode_hu + CROWDED_HU)
     rim = bright & (hu > RIM_HU) & dilate(vessels, 2.0, spacing_mm)
-    light = light_bodies(flat, lungs, around_hu - mode_hu, max(LIGHT_MM, scan_mm), spacing_mm)
+    light = light_bodies(flat, lungs, around_hu, mode_hu, max(LIGHT_MM, scan_mm), spacing_mm)
     rim_hu = np.where(calm & ~light, np.maximum(RIM_HU, around_hu + RIM_CONTRAST_HU), np.float32(1000))
     return (vessels | rim) & ~(thick & (hu > -650)) & ~light, rim_hu.astype(np.float32)
 
 
 def light_bodies(
-    hu: np.ndarray, lungs: np.ndarray, crowd_hu: np.ndarray, radius_mm: float, spacing_mm: Spacing
+    hu: np.ndarray,
+    lungs: np.ndarray,
+    around_hu: np.ndarray,
+    mode_hu: float,
+    radius_mm: float,
+    spacing_mm: Spacing,
 ) -> np.ndarray:
     """What is as thick as a vessel whose middle would show blood, and does not, with 2 mm around it (bool).
 
-    As thick is a ball of `radius_mm`: twice the length over which the scan's voxels blur. `hu` is that of the lungs,
-    without what is beside them; `crowd_hu` how far the surroundings lie above the lung's mode: thin vessels and bronchi
-    that run together are as light in healthy lung, and stay vessels.
+    As thick is a ball of `radius_mm`, twice the length over which the scan's voxels blur, and somewhere in the body
+    it is as thick at half its height above the lung too, where calibres are measured: a thin vessel is blurred into
+    a thick and light one, but at its foot alone. `hu` is that of the lungs, without what is beside them. Where
+    `around_hu`, the density of the surroundings, is near the lung's mode, thin vessels and bronchi that run together
+    are as light, and stay vessels.
     """
     thick = erode(lungs & (hu > RIM_HU), radius_mm, spacing_mm)
     densest = ndimage.maximum_filter(ndimage.uniform_filter(hu, 3), 3)
-    bodies, sizes = components(dilate(thick & (densest < LIGHT_HU), radius_mm, spacing_mm), connectivity=26)
-    crowded = np.bincount(bodies.ravel(), crowd_hu.ravel(), len(sizes)) > CROWDED_HU * sizes
-    crowded[0] = False
-    return dilate(crowded[bodies], 2.0, spacing_mm)
+    light = thick & (densest < LIGHT_HU)
+    broad = light & erode(lungs & (hu > (densest + mode_hu) / 2), radius_mm, spacing_mm)
+    bodies, sizes = components(dilate(light, radius_mm, spacing_mm), connectivity=26)
+    crowded = np.bincount(bodies.ravel(), around_hu.ravel(), len(sizes)) > (mode_hu + CROWDED_HU) * sizes
+    no_vessel = crowded & (np.bincount(bodies[broad], minlength=len(sizes)) > 0)
+    no_vessel[0] = False
+    return dilate(no_vessel[bodies], 2.0, spacing_mm)
 
 
 def lung_mode_hu(hu: np.ndarray, lungs: np.ndarray) -> float:

@@ -83,6 +83,23 @@ def test_vessels_that_are_blurred_are_vessels_where_the_lung_around_is_clear():
     assert vessels_in(blurred)[middle][pair[middle]].mean() > 0.95
 
 
+@pytest.mark.parametrize(("radius_mm", "density_hu", "called_vessel"), [(2.9, 0, 1.0), (4.0, -550, 0.0)])
+def test_of_a_bundle_at_the_hilum_only_what_is_thick_at_half_its_height_is_ground_glass(
+    radius_mm, density_hu, called_vessel
+):
+    """Both are thick at their foot, nowhere dense on average, and crowd each other."""
+    off_y, off_x = ((A + 5) % 10 - 5 for A in (Y, X))
+    bundle = (off_y**2 + off_x**2 <= radius_mm**2) & (np.maximum(np.abs(Y), np.abs(X)) <= 14)
+    hu = lung_with(np.zeros(Z.shape, bool))
+    hu[bundle] = density_hu
+    hu = gaussian_filter(hu, 0.9)
+    bronchus = (Y - 20) ** 2 + X**2 <= 4.0**2
+    hu[bronchus] = -980
+    middle_row, ends_off = bundle & (np.abs(Y) < 5), slice(6, -6)
+    found = vessels_in(hu, bronchus)
+    assert found[ends_off][middle_row[ends_off]].mean() == pytest.approx(called_vessel, abs=0.02)
+
+
 def test_the_mode_is_the_healthy_lungs_density_although_a_third_is_diseased():
     rng = np.random.default_rng(0)
     hu = rng.normal(-870, 30, (20, 30, 30)).astype(np.float32)
