@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from looked import SPLITS, Bench
 from record import record
-from ways import OURS, RULE, Lessons, observed
+from ways import OURS, Lessons, observed
 
 from diffseglung.calibration import PARTS, Calibration, calibration_markdown, calibrations
 from diffseglung.config import Config, recipe
@@ -27,7 +27,7 @@ def ways(config: Config) -> dict[str, tuple[Config, str]]:
     """What is asked: settings and mode."""
     unrefined = replace(config, refine=OFF)
     return {
-        RULE: (config, "rule"),
+        "prototypes alone": (config, "rule"),
         "ours, before fusion": (unrefined, "anchored"),
         OURS: (config, "anchored"),
     }

@@ -30,7 +30,7 @@ def within_our_lungs(seen: Seen) -> np.ndarray:
 
 
 def told(lessons: Lessons, *, cavities: bool) -> Labeller:
-    """Ours from the cells on, each told the tissue that fills more than half of it; mixed cells are asked the rule."""
+    """Ours from the cells on, each told the tissue that fills more than half of it; the prototypes judge the rest."""
 
     def label(seen: Seen) -> np.ndarray:
         model = lessons.learned(lessons.bench.config)[1]

@@ -24,6 +24,7 @@ from diffseglung.tissue import name_by_hu
 
 FEW, CLUSTERS = 2, 12
 OURS, RULE = "ours (default)", "HU-and-texture rule"
+ALONE = "- learning (prototypes alone)"
 LABELLED = "NOT label-free: "
 
 Labeller = Callable[[Seen], np.ndarray]
@@ -46,6 +47,7 @@ def baseline_ways() -> Iterator[Way]:
         "hu_thresholds_enclosure": "HU thresholds + enclosure",
         "hu_mixture": "mixture on HU alone",
         "radiomic_kmeans": "K-means on radiomics",
+        "hu_texture_rule": RULE,
     }
     for name, title in titles.items():
 
@@ -95,8 +97,8 @@ def physics_ways(lessons: Lessons) -> Iterator[Way]:
     def single(seen: Seen) -> np.ndarray:
         return decide(replace(observed(seen), between=None), lessons.learned(base)[1]).labels
 
-    yield Way(RULE, seed, "rule", mode(base, "rule"))
     yield Way(OURS, seed, "anchored", mode(base))
+    yield Way(ALONE, seed, "rule", mode(base, "rule"))
     yield Way("- scan-relative HU", seed, "absolute", mode(absolute))
     yield Way("- look-alikes", seed, "alone", mode(alone))
     yield Way("- cells between", seed, "one lattice", lambda _: single)
@@ -169,7 +171,7 @@ def labelled(lessons: Lessons, scans: Sequence[int]) -> Labeller:
 
 
 def by_cells(model: Model, judge: Callable[[CellTable], np.ndarray]) -> Labeller:
-    """Ours with another judge of cells: (n, 6) posteriors; those that cannot be described keep the rule's."""
+    """Ours with another judge of cells: (n, 6) posteriors; the prototypes judge what cannot be described."""
 
     def named(lattice: Cells, features: np.ndarray) -> np.ndarray:
         cells = table(lattice, features, model.config, lattice.inside)

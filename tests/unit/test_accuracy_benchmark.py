@@ -75,12 +75,14 @@ def test_what_was_scored_is_not_done_again(bench, found) -> None:
 
 
 def test_the_table_tells_what_each_part_earns(bench, found) -> None:
-    wanted = ("HU thresholds + enclosure", ways.RULE, ways.OURS, "- enclosure")
+    wanted = ("HU thresholds + enclosure", ways.RULE, ways.OURS, ways.ALONE, "- enclosure")
     rows = [row for title in wanted for row in accuracy.scored(bench, "validation", found[title])]
     lines = accuracy.tables(rows).splitlines()
     assert sum(line.startswith(f"| {ways.OURS} |") for line in lines) == 3
-    (without,) = [line for line in lines if line.startswith("| - enclosure |")]
-    assert len(without.split("|")) == 13
+    assert sum(line.startswith(f"| {ways.RULE} |") for line in lines) == 2  # the scores and the volumes
+    for title in (ways.ALONE, "- enclosure"):
+        (without,) = [line for line in lines if line.startswith(f"| {title} |")]
+        assert len(without.split("|")) == 13
 
 
 def test_a_student_is_named_by_its_contrast_and_seed() -> None:

@@ -4,8 +4,18 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffseglung.baselines import BASELINES, hu_mixture, hu_thresholds, median_ground_glass, radiomic_kmeans
+from diffseglung.baselines import (
+    BASELINES,
+    hu_mixture,
+    hu_texture_rule,
+    hu_thresholds,
+    hu_thresholds_enclosure,
+    median_ground_glass,
+    radiomic_kmeans,
+)
+from diffseglung.evaluate import score_case
 from diffseglung.labels import Tissue
+from diffseglung.phantom import PhantomConfig, make_phantom
 
 SPACING = (2.0, 2.0, 2.0)
 LAYERS = {
@@ -110,6 +120,39 @@ def test_the_median_line_is_a_median_of_5x5x5_lung_voxels_of_2_mm():
     labels = median_ground_glass(hu, lungs, lungs * 0, SPACING)
     np.testing.assert_array_equal(labels[lungs] == Tissue.GROUND_GLASS, expected[lungs])
     assert 0.2 < expected[lungs].mean() < 0.8
+
+
+@pytest.mark.parametrize("mode_hu", [-880, -830, -770])
+def test_the_rule_calls_healthy_lung_so_at_any_depth_of_breath(mode_hu):
+    """Thresholds call a quarter and more of a shallow breath ground glass, which the last planes are in any breath."""
+    rng = np.random.default_rng(2)
+    lungs = np.zeros((44, 40, 40), bool)
+    lungs[2:-2, 2:-2, 2:-2] = True
+    hu = np.where(lungs, mode_hu + ndimage.gaussian_filter(rng.normal(0, 300, lungs.shape), 1), 40)
+    hu[30:42] += (-600 - mode_hu) * lungs[30:42]
+    hu = hu.astype(np.int16)
+    ruled, by_density = (f(hu, lungs, lungs * 0, SPACING) for f in (hu_texture_rule, hu_thresholds))
+    healthy = lungs[2:28]
+    assert (ruled[2:28][healthy] == Tissue.HEALTHY).mean() > 0.99
+    assert (ruled[33:][lungs[33:]] == Tissue.GROUND_GLASS).mean() > 0.95
+    if mode_hu > -800:
+        assert (by_density[2:28][healthy] == Tissue.GROUND_GLASS).mean() > 0.25
+
+
+def test_the_rule_beats_thresholds_with_enclosure_on_a_grid_that_is_not_its_own():
+    phantom = make_phantom(3, PhantomConfig(size_vox=(80, 128, 128), spacing_mm=(3.0, 2.5, 2.5)))
+    ruled, by_density = (
+        score_case("one", "one", phantom.truth, labels, phantom.spacing_mm)
+        for f in (hu_texture_rule, hu_thresholds_enclosure)
+        for labels in [f(phantom.hu, phantom.lungs, phantom.airways, phantom.spacing_mm)]
+    )
+    dice = {
+        str(one["tissue"]): (float(one["dice"]), float(other["dice"]))
+        for one, other in zip(ruled, by_density, strict=True)
+    }
+    for tissue in (Tissue.EMPHYSEMA, Tissue.GROUND_GLASS, Tissue.CONSOLIDATION):
+        assert dice[tissue.key][0] > dice[tissue.key][1] + 0.08, tissue
+    assert dice[Tissue.CAVITY.key][0] == dice[Tissue.CAVITY.key][1] > 0.9
 
 
 def test_masks_on_another_grid_are_refused_in_words():
