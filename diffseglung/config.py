@@ -113,7 +113,7 @@ def smoke() -> Config:
         student=StudentConfig(channels=(8, 8, 16), norm_groups=4, timesteps=50, embedding=16),
         train=TrainConfig(steps=6, batch=4, lr_warmup=2, warmup=(2, 4), checkpoint_every=3),
         features=FeatureConfig(timesteps=(5,)),
-        refine=replace(RefineConfig(), iterations=20),
+        refine=replace(RefineConfig(), flow_time=2.8),
     )
 
 

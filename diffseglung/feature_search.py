@@ -28,7 +28,7 @@ SHARES = (0.02, 0.04, 0.08, 0.2, 0.4, 0.6)  # of all timesteps, where a student 
 MOST_TIMESTEPS = 3  # at once
 CLUSTERS = (4, 5, 6, 8, 10)
 POTTS = (0.0, 1.0, 2.0, 4.0)
-ITERATIONS = (0, 20, 60, 120)
+FLOW_TIMES = (0.0, 2.8, 8.4, 16.8)
 EDGE_HU = (20.0, 60.0, 120.0)
 SEEING = ("anchored_distilled", "published")  # the modes that look at the student's features
 PATCHES_AT_ONCE = 16
@@ -49,7 +49,7 @@ class Setting:
     clusters: int
     covariance: str
     potts: float
-    iterations: int
+    flow_time: float
     edge_hu: float
 
     @classmethod
@@ -62,7 +62,7 @@ class Setting:
             mixture.clusters,
             mixture.covariance,
             mixture.potts_strength,
-            refine.iterations,
+            refine.flow_time,
             refine.edge_hu,
         )
 
@@ -77,7 +77,7 @@ class Setting:
                 covariance=self.covariance,
                 potts_strength=self.potts,
             ),
-            refine=replace(config.refine, iterations=self.iterations, edge_hu=self.edge_hu),
+            refine=replace(config.refine, flow_time=self.flow_time, edge_hu=self.edge_hu),
         )
 
     def row(self) -> dict[str, Any]:
@@ -362,8 +362,8 @@ def what_tells(setting: Setting, own: Setting, mode: str, criterion: str) -> Set
     if mode != "published":
         setting = replace(setting, clusters=own.clusters, covariance=own.covariance)
     if criterion not in NEEDS_NAMES:
-        setting = replace(setting, potts=0.0, iterations=0)
-    return setting if setting.iterations else replace(setting, edge_hu=own.edge_hu)
+        setting = replace(setting, potts=0.0, flow_time=0.0)
+    return setting if setting.flow_time else replace(setting, edge_hu=own.edge_hu)
 
 
 def clustering(mixture: Mixture, cells: CellTable, mode: str) -> tuple[np.ndarray, np.ndarray]:
@@ -404,11 +404,11 @@ def search_features(
         "clusters": sorted({*CLUSTERS, own.clusters}),
         "covariance": list(COVARIANCES),
         "potts": [own.potts],
-        "iterations": [own.iterations],
+        "flow_time": [own.flow_time],
         "edge_hu": [own.edge_hu],
     }
     if criterion in NEEDS_NAMES:
-        refinement = {"potts": POTTS, "iterations": ITERATIONS, "edge_hu": EDGE_HU}
+        refinement = {"potts": POTTS, "flow_time": FLOW_TIMES, "edge_hu": EDGE_HU}
         choices |= {name: sorted({*some, *choices[name]}) for name, some in refinement.items()}
     study.enqueue_trial(own.row())
     for _ in range(count):

@@ -21,14 +21,14 @@ TITLES = {
     "clusters": "clusters",
     "covariance": "covariance",
     "potts": "neighbours",
-    "iterations": "fusion steps",
+    "flow_time": "fusion time",
     "edge_hu": "edge in HU",
 }
 STAGES = {
     "train": ("Trainings", ("temperature", "weight", "embedding", "lr", "lr_heads")),
     "features": (
         "Features of the trained student",
-        ("timesteps", "combine", "clusters", "covariance", "potts", "iterations", "edge_hu"),
+        ("timesteps", "combine", "clusters", "covariance", "potts", "flow_time", "edge_hu"),
     ),
 }
 LOGARITHMIC = ("temperature", "lr", "lr_heads", "embedding")

@@ -51,7 +51,7 @@ STAGES = ("train", "features", "both")
 TRIAL_FAILURES = 2  # a trial goes on from its last rung on another machine so often
 PARAMETERS = ("temperature", "weight", "embedding", "lr", "lr_heads")
 SETTINGS_A_CALL = 20  # of which the tracking server hears at once
-CHOSEN = ("timesteps", "combine", "clusters", "covariance", "potts", "iterations", "edge_hu")
+CHOSEN = ("timesteps", "combine", "clusters", "covariance", "potts", "flow_time", "edge_hu")
 
 SWEEP = named(
     "diffseglung.sweep",
@@ -71,7 +71,7 @@ SWEEP = named(
         ("clusters", pa.int32()),
         ("covariance", pa.string()),
         ("potts", pa.float64()),
-        ("iterations", pa.int32()),
+        ("flow_time", pa.float64()),
         ("edge_hu", pa.float64()),
         ("criterion", pa.string()),
         ("score", pa.float64()),
@@ -583,13 +583,13 @@ def print_setting(number: int, count: int, row: Row, best: Row) -> None:
     if number == 0:
         print(
             f"{'setting':>9}  {'timesteps':>14} {'combined':>11} {'K':>3} {'covariance':>10} {'Potts':>5} "
-            f"{'steps':>5} {'edge':>4}  best, * new",
+            f"{'flow':>5} {'edge':>4}  best, * new",
             file=sys.stderr,
         )
     if row is best or number + 1 == count or (number + 1) % max(1, count // 10) == 0:
         print(
             f"{number + 1:>4}/{count:<4}  {best['timesteps']:>14} {best['combine']:>11} {best['clusters']:>3} "
-            f"{best['covariance']:>10} {best['potts']:>5g} {best['iterations']:>5} "
+            f"{best['covariance']:>10} {best['potts']:>5g} {best['flow_time']:>5g} "
             f"{best['edge_hu']:>4g}  {best['score']:.4f}{' *' if row is best else ''}",
             file=sys.stderr,
             flush=True,

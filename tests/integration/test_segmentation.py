@@ -102,7 +102,7 @@ def test_a_second_run_skips_what_is_done_and_keeps_its_numbers(out: Path, cohort
 
 def test_other_settings_are_segmented_again(out: Path, cohort: Path, model: Path, tmp_path: Path) -> None:
     def unrefined(own: Config) -> RunConfig:
-        return apply_changes(alone(own), {"refine": {"iterations": 1}})
+        return apply_changes(alone(own), {"refine": {"flow_time": 0.14}})
 
     study = tmp_path / "study.csv"
     study.write_text(f"case_id,image\nphantom-0000,{cohort.parent}/images/phantom-0000.nii.gz\n")

@@ -14,7 +14,7 @@ from diffseglung.criteria import CRITERIA, NEEDS_NAMES
 from diffseglung.feature_search import (
     APART,
     EDGE_HU,
-    ITERATIONS,
+    FLOW_TIMES,
     POTTS,
     SEEING,
     Columns,
@@ -172,8 +172,8 @@ def test_a_setting_that_a_criterion_cannot_tell_from_another_is_not_judged_twice
     seen: Seen, standardiser: Standardiser, criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asks = Judge(seen, CONFIG, standardiser)
-    refined = [replace(PLAIN, potts=4.0), replace(PLAIN, iterations=60), replace(PLAIN, edge_hu=30.0)]
-    still = [replace(PLAIN, iterations=0), replace(PLAIN, iterations=0, edge_hu=30.0)]
+    refined = [replace(PLAIN, potts=4.0), replace(PLAIN, flow_time=8.4), replace(PLAIN, edge_hu=30.0)]
+    still = [replace(PLAIN, flow_time=0.0), replace(PLAIN, flow_time=0.0, edge_hu=30.0)]
     others = [*refined, *still, replace(PLAIN, clusters=8), replace(PLAIN, covariance="diag")]
     found = [asks.score(setting, criterion) for setting in (PLAIN, *others)]
     for setting, score in zip((PLAIN, *others), found, strict=True):
@@ -191,13 +191,13 @@ def test_a_setting_that_a_criterion_cannot_tell_from_another_is_not_judged_twice
 
 def test_refinement_stays_as_it_is_where_the_criterion_does_not_see_it() -> None:
     def liked(setting: Setting) -> float:
-        return setting.potts + setting.iterations / 20 - setting.edge_hu / 30
+        return setting.potts + setting.flow_time / 3 - setting.edge_hu / 30
 
     own = Setting.of(CONFIG)
     found = {one.setting for one in search_features(liked, CONFIG, 20, 0, "calinski_harabasz")}
-    assert {(s.potts, s.iterations, s.edge_hu) for s in found} == {(own.potts, own.iterations, own.edge_hu)}
+    assert {(s.potts, s.flow_time, s.edge_hu) for s in found} == {(own.potts, own.flow_time, own.edge_hu)}
     best = best_of(list(search_features(liked, CONFIG, 60, 0, "hu_purity"))).setting
-    assert (best.potts, best.iterations, best.edge_hu) == (max(POTTS), max(ITERATIONS), min(EDGE_HU))
+    assert (best.potts, best.flow_time, best.edge_hu) == (max(POTTS), max(FLOW_TIMES), min(EDGE_HU))
 
 
 def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
@@ -209,9 +209,9 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
     mixture = asks.fit(table, CONFIG, ("anchored_distilled",))
     cells = seen.judge._replace(features=seen.columns(PLAIN)[1])
     named = {}
-    for iterations in (0, 120):
-        config = replace(CONFIG, refine=replace(CONFIG.refine, iterations=iterations))
-        named[iterations] = asks._names(mixture, cells, "anchored_distilled", config)
+    for flow_time in (0.0, 16.8):
+        config = replace(CONFIG, refine=replace(CONFIG.refine, flow_time=flow_time))
+        named[flow_time] = asks._names(mixture, cells, "anchored_distilled", config)
         posterior = np.zeros((int(np.prod(seen.grid)), 6), np.float32)
         evidence = np.zeros((len(posterior), len(EVIDENCE)), np.float32)
         posterior[seen.place], evidence[seen.place] = (
@@ -229,8 +229,8 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
             )
             share = fine[(slice(None), *box)].sum(axis=(1, 2, 3))
             if share.any():
-                assert named[iterations][cell] == share.argmax() + 1
-    assert (named[0] != named[120]).any(), "flow moves names"
+                assert named[flow_time][cell] == share.argmax() + 1
+    assert (named[0.0] != named[16.8]).any(), "flow moves names"
 
 
 def liked(setting: Setting) -> float:

@@ -28,7 +28,7 @@ def training(number: int, **more: Any) -> dict[str, Any]:
         "temperature": temperature, "weight": float(rng.uniform(0.1, 1)), "embedding": int(rng.choice([64, 128, 256])),
         "lr": float(10 ** rng.uniform(-4, -3)), "lr_heads": float(10 ** rng.uniform(-4, -3)),
         "timesteps": str(rng.choice(["10", "10+50", "5+20+100"])), "combine": "concatenate", "clusters": 5,
-        "covariance": "full", "potts": 2.0, "iterations": 120, "edge_hu": 60.0, "criterion": "hu_purity",
+        "covariance": "full", "potts": 2.0, "flow_time": 16.8, "edge_hu": 60.0, "criterion": "hu_purity",
         "score": score, "scores": [score] * (3 if finished else 1), "scan_seconds": float(rng.uniform(5, 30)),
         "seconds": 60.0,
     }  # fmt: skip
@@ -45,7 +45,7 @@ def setting(number: int) -> dict[str, Any]:
         "stage": "features", "status": "finished", "rung": 1, "step": 0, "timesteps": timesteps,
         "combine": str(rng.choice(["average", "concatenate"])), "clusters": int(rng.choice([4, 5, 6, 8, 10])),
         "covariance": str(rng.choice(["full", "diag", "tied", "spherical"])), "potts": float(rng.choice([0, 1, 2, 4])),
-        "iterations": int(rng.choice([0, 20, 60, 120])), "edge_hu": float(rng.choice([30, 60, 120])),
+        "flow_time": float(rng.choice([0, 2.8, 8.4, 16.8])), "edge_hu": float(rng.choice([30, 60, 120])),
         "scan_seconds": 6.0 * (timesteps.count("+") + 1),
     }  # fmt: skip
     return training(number) | none | found

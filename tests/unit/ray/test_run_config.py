@@ -107,8 +107,8 @@ def test_the_arguments_of_every_job_give_a_config() -> None:
 
 def test_a_model_brings_its_settings_and_no_other_recipe() -> None:
     own = recipe("smoke")
-    config = config_of_model(arguments("--set", "refine.iterations=2", of_model=True), own)
-    assert (config.name, config.refine.iterations) == ("smoke", 2)
+    config = config_of_model(arguments("--set", "refine.flow_time=2", of_model=True), own)
+    assert (config.name, config.refine.flow_time) == ("smoke", 2)
     with pytest.raises(WrongArgument, match="trained with recipe smoke"):
         config_of_model(arguments("--recipe", "paper", of_model=True), own)
 
