@@ -167,9 +167,10 @@ def _put_back(fused: np.ndarray, posterior: np.ndarray, lesions: np.ndarray, whi
 def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
     """Tissue labels with each smaller body of a disease called what most of the voxels around it are.
 
-    labels: uint8 (z, y, x), which change. A body's voxels are 26-neighbours. What touches a cavity stays: it was cut
-    off by it.
+    labels: uint8 (z, y, x), which change. A body's voxels are 26-neighbours; a sliver of its wall goes to a cavity.
     """
+    if fewest_vox <= 1:
+        return labels
     mixed = (labels > Tissue.HEALTHY) & (labels < Tissue.CAVITY)
     bodies = cc3d.connected_components(np.where(mixed, labels, np.uint8(0)))
     found = cc3d.statistics(bodies, no_slice_conversion=False)
@@ -178,7 +179,7 @@ def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
         own = bodies[box] == body
         around = labels[box][ndimage.binary_dilation(own, np.ones((3, 3, 3))) & ~own]
         votes = np.bincount(around, minlength=Tissue.CAVITY + 1)[1:]
-        if votes.any() and not votes[Tissue.CAVITY - 1]:
+        if votes.any():
             labels[box][own] = votes.argmax() + 1
     return labels
 

@@ -381,10 +381,12 @@ def test_a_crumb_is_called_what_lies_around_it():
     labels[:, :, 10:] = Tissue.FIBROSIS
     labels[4, 4, 4] = labels[3:5, 4, 14] = Tissue.CONSOLIDATION
     labels[5:7, 5:7, 17:19] = labels[1:3, 0:2, 0:2] = Tissue.EMPHYSEMA  # eight voxels: enough
-    labels[6, 1, 2] = Tissue.CAVITY
-    labels[6, 1, 3] = Tissue.CONSOLIDATION  # what is left of a wall
+    labels[5:8, 0:3, 1:4] = Tissue.CAVITY
+    labels[6, 1, 2] = labels[3, 6, 6] = Tissue.CONSOLIDATION  # what is left in a wall, and beside one
+    labels[3, 6, 7] = Tissue.CAVITY
     expected = labels.copy()
     expected[4, 4, 4], expected[3:5, 4, 14] = Tissue.HEALTHY, Tissue.FIBROSIS
+    expected[6, 1, 2], expected[3, 6, 6] = Tissue.CAVITY, Tissue.HEALTHY
     np.testing.assert_array_equal(without_crumbs(labels.copy(), fewest_vox=8), expected)
     np.testing.assert_array_equal(without_crumbs(labels.copy(), fewest_vox=0), labels)
     healthy = np.ones((4, 4, 4), np.uint8)
