@@ -1,53 +1,102 @@
-"""Where does a U-Net end that is taught by the chain's own confident voxels, pretrained by distillation and not?
+"""Where does a U-Net end that is taught by the chain's own sure voxels?
 
-The phantoms of `accuracy.py` and what it keeps in `--place`. The chain labels the training scans; the student's own
-U-Net, with six tissues for an answer, learns the voxels of which the chain is sure, and the validation scans are
-scored as it goes: the chain beside the U-Net's posteriors as they are, both together (the root of their product) and
-both fused, in the chain's place. It trains on a GPU where there is one. Scores and weights are kept, so that a run may
-be stopped.
+The phantoms of `accuracy.py` and what it keeps in `--place`. The chain labels the training scans; a U-Net learns the
+voxels of which it is sure and names the tissues of the validation scans: alone, together with the mixture (the root of
+the product of their posteriors), and both fused, in the chain's place. `student` is the student's own U-Net, which
+folds eight voxels into one, from scratch or from a student's weights; `full` has a feature for every voxel. Each
+network has one plain run a seed, from scratch and taught by the chain at the first of `--sure`; the other runs differ
+from it in one thing: the start, how sure the chain must be, or that the truth teaches. Meant for a GPU, which holds all
+volumes; a CPU gets through few steps. Scores are kept, so that a run may be stopped.
 """
 
 import argparse
 import copy
 import json
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
 import torch
-from chain import DEVICE, Seen, dice, diseases
+from accuracy import Row, interval, line, number
+from chain import DEVICE
 from joblib import delayed
-from looked import SPLITS, Bench, say
+from looked import LABELLED_BY, SPLITS, Bench, key_of, read_json, say, source
 from monai.inferers import sliding_window_inference
+from monai.networks.nets import DynUNet
 from record import record
 from torch import nn
 from torch.nn import functional as F
 from ways import Lessons, observed
 
-from diffseglung.config import Config, recipe
+from diffseglung.config import recipe
+from diffseglung.evaluate import MEAN, gain, over_seeds, score_case, summarise
 from diffseglung.grid import resample_labels
-from diffseglung.labels import DISEASES, TISSUES
+from diffseglung.labels import DISEASES, TISSUES, Tissue
 from diffseglung.model import Model
-from diffseglung.patches import Scan, seed_of
-from diffseglung.refine import OFF
+from diffseglung.patches import Scan
+from diffseglung.refine import OFF, lung_box
 from diffseglung.schedule import to_unit
-from diffseglung.segment import decide
-from diffseglung.student import Student, fold, unfold
+from diffseglung.segment import cell_posteriors, decide, judged
+from diffseglung.student import Student, fold, laid_out, unfold
 
-QUESTION = "Where does a U-Net end that is taught by the chain's own confident voxels, pretrained and not?"
-PATCH_VOX = (
-    32,
-    48,
-    48,
-)  # of 2 mm: 64 x 96 x 96 mm; two of them have as many voxels as a step of distillation
-SURE = 0.8  # the least posterior of a voxel that is taught
-RARE = 0.75  # share of patches around a disease, each as likely as the others
-LR, LR_WARMUP, CLIP, EMA = 1e-3, 50, 1.0, 0.99
+QUESTION = "Where does a U-Net end that is taught by the chain's own sure voxels?"
+LR, LR_WARMUP, LR_LEAST, CLIP, EMA = 1e-3, 50, 0.01, 1.0, 0.998
 SHIFT_HU, NOISE_HU = 15.0, 15.0  # standard deviations, drawn for each patch
-CHAIN, ALONE, BOTH = "chain", "U-Net alone", "chain and U-Net"
-STARTS = ("pretrained", "from scratch", "from scratch, taught the truth")
+WAIT = 100  # steps after which a GPU, which works behind the clock, is waited for
+JITTER_VOX = 8  # how far a patch's middle may lie from the voxel that it was drawn around
+PLACES = 20_000  # at most so many voxels of a scan and tissue have patches drawn around them
+CHAIN, UNFUSED = "chain", "chain, not fused"
+ALONE, BOTH, FUSED = "U-Net alone", "both", "both, fused"
+HEAD = ["network, start, taught by", "seeds", "steps", "labels by", "mean of diseases", "beside the chain"]
+STARTS = {"scratch": None, "distilled": "local", "undistilled": "undistilled"}  # whose weights: a contrast's
+
+
+@dataclass(frozen=True, slots=True)
+class Teaching:
+    """How a network is taught: so many cubes a step, a share of them around a disease, each as likely as the others.
+
+    A tissue weighs as much as it is rare, to the power of `rarity`.
+    """
+
+    patch_vox: int
+    patches: int
+    rarity: float
+    diseased: float
+
+
+NETWORKS = {"student": Teaching(48, 16, 0.5, 0.75), "full": Teaching(64, 4, 0.25, 0.6)}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: of which network, from what, and the least posterior that the chain teaches; None: the truth."""
+
+    network: str
+    start: str
+    sure: float | None
+    seed: int
+
+    @property
+    def title(self) -> str:
+        """What all its seeds are called."""
+        taught = "truth" if self.sure is None else f"{CHAIN} {self.sure:g}"
+        return f"{self.network}, {self.start}, {taught}"
+
+
+def runs_of(networks: Iterable[str], starts: Iterable[str], sures: list[float], seeds: int) -> list[Run]:
+    """A plain run of each network, what differs from it in one thing, seed by seed; `full` starts from scratch."""
+    found = []
+    for seed, network in product(range(seeds), networks):
+        plain = Run(network, "scratch", sures[0], seed)
+        others = [replace(plain, start=start) for start in starts if network == "student"]
+        others += [replace(plain, sure=sure) for sure in (*sures[1:], None)]
+        found += [plain, *(one for one in others if one != plain)]
+    return found
 
 
 class Segmenter(nn.Module):
@@ -67,121 +116,167 @@ class Segmenter(nn.Module):
         return unfold(answer, self.fold).unflatten(1, (len(TISSUES), -1)).squeeze(2)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Taught:
-    """A scan and what is taught of it: tissue uint8 (z, y, x), 0 where nothing is; some voxels of each tissue."""
+def full() -> nn.Module:
+    """A U-Net that folds nothing: the same question and answer, 3.2 million weights."""
+    strides, widths, norm = [1, 2, 2, 2], (24, 48, 96, 192), ("INSTANCE", {"affine": True})
+    return DynUNet(3, 2, len(TISSUES), [3] * 4, strides, strides[1:], filters=widths, norm_name=norm)
 
-    scan: Scan
-    tissue: np.ndarray
-    places: dict[int, np.ndarray]
+
+def network_of(bench: Bench, run: Run) -> nn.Module:
+    """The network that a run starts with. Ends in words where its student is not there."""
+    torch.manual_seed(run.seed)
+    if run.network == "full":
+        return full()
+    contrast = STARTS[run.start]
+    if contrast is None:
+        return Segmenter(Student(bench.config.student))
+    student = bench.student(contrast, run.seed, None, train=False)
+    if student is None:
+        raise SystemExit(f"{bench.place}/students/{contrast}-{run.seed} is not there; accuracy.py leaves one")
+    return Segmenter(student.network)
+
+
+# ---- what is taught
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scans:
+    """All training scans on the device, padded to one box, each (n, z, y, x): `hu` int16, `lungs` bool, the chain's
+    tissue `called` (uint8) with its posterior `belief` (float32) after fusion, the `truth` (uint8).
+    """
+
+    hu: torch.Tensor
+    lungs: torch.Tensor
+    called: torch.Tensor
+    belief: torch.Tensor
+    truth: torch.Tensor
 
     @classmethod
-    def of(cls, scan: Scan, tissue: np.ndarray, rng: np.random.Generator) -> "Taught":
-        """With up to 20,000 places of each tissue."""
-        where = {int(t): np.flatnonzero(tissue == t) for t in TISSUES}
-        return cls(scan, tissue, {t: rng.permutation(w)[:20_000] for t, w in where.items() if len(w)})
+    def of(cls, each: list[dict[str, np.ndarray]], least_vox: int) -> "Scans":
+        """On the device; the box is no smaller than a patch."""
+        box = np.max([np.full(3, least_vox), *(one["hu"].shape for one in each)], axis=0)
+
+        def padded(name: str) -> torch.Tensor:
+            out = np.full((len(each), *box), -1024 if name == "hu" else 0, each[0][name].dtype)
+            for volume, one in zip(out, each, strict=True):
+                volume[tuple(slice(n) for n in one[name].shape)] = one[name]
+            return torch.from_numpy(out).to(DEVICE)
+
+        return cls(**{name: padded(name) for name in cls.__slots__})
+
+    def taught(self, sure: float | None) -> torch.Tensor:
+        """The tissue of each voxel of which the chain is so sure, or the true one; 0 where nothing is taught."""
+        if sure is None:
+            return self.truth
+        return torch.where(self.belief >= sure, self.called, torch.zeros_like(self.called))
 
 
-def sure_of(seen: Seen, model: Model) -> np.ndarray:
-    """The tissue of each voxel of the lung box of which the chain is sure, 0 of others."""
-    found = decide(observed(seen), model)
-    sure = found.posteriors.max(axis=0) >= SURE
-    return np.where(sure & found.scan.lungs, found.posteriors.argmax(axis=0) + 1, 0).astype(np.uint8)
+def labelled(bench: Bench, model: Model, case_id: str) -> dict[str, np.ndarray]:
+    """What `Scans` holds of one training scan."""
+    seen = bench.seen("train", case_id)
+    scan, posteriors = seen.scan, decide(observed(seen), model).posteriors
+    truth = resample_labels(seen.truth, seen.volume.grid, scan.grid)
+    return {
+        "hu": scan.hu.astype(np.int16),
+        "lungs": scan.lungs,
+        "called": ((posteriors.argmax(axis=0) + 1) * scan.lungs).astype(np.uint8),
+        "belief": posteriors.max(axis=0).astype(np.float32),
+        "truth": (truth * scan.lungs).astype(np.uint8),
+    }
 
 
-def truth_of(seen: Seen) -> np.ndarray:
-    """The true tissue of each voxel of the lung box."""
-    return resample_labels(seen.truth, seen.volume.grid, seen.scan.grid) * seen.scan.lungs
+def places_of(tissue: torch.Tensor, rng: np.random.Generator) -> list[dict[int, np.ndarray]]:
+    """Voxels (k, 3) of each tissue of each scan, some of them where there are many."""
+    found = []
+    for scan in tissue.cpu().numpy():
+        where = {int(t): np.argwhere(scan == t) for t in TISSUES}
+        found.append({t: rng.permutation(w)[:PLACES] for t, w in where.items() if len(w)})
+    return found
 
 
-def batches(lessons: list[Taught], patches: int, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """What is seen (b, 2, z, y, x) and what is taught (b, z, y, x), 0 to 5 and -1 where nothing is."""
-    rng = np.random.default_rng(seed)
+def batches(
+    scans: Scans, tissue: torch.Tensor, how: Teaching, seed: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """What is seen (b, 2, z, y, x) and what is taught of it (b, z, y, x), 0 to 5 and -1 where nothing is."""
+    rng, noise = np.random.default_rng(seed), torch.Generator(DEVICE).manual_seed(seed)
+    normal = partial(torch.randn, device=DEVICE, generator=noise)
+    places, edge = places_of(tissue, rng), how.patch_vox
     while True:
-        seen, taught = [], []
-        for lesson in (lessons[i] for i in rng.integers(len(lessons), size=patches)):
-            diseases = [t for t in lesson.places if t in DISEASES]
-            rare = diseases and rng.random() < RARE
-            place = rng.choice(lesson.places[int(rng.choice(diseases)) if rare else 1])
-            centre = np.array(np.unravel_index(place, lesson.tissue.shape))
-            window = patch_around(centre + rng.integers(-8, 9, 3), lesson.tissue.shape)
-            hu = lesson.scan.hu[window] + rng.normal(0, SHIFT_HU)
-            hu = hu + rng.normal(0, abs(rng.normal(0, NOISE_HU)), hu.shape)
-            parts = [
-                to_unit(torch.from_numpy(hu).float()),
-                torch.from_numpy(lesson.scan.lungs[window]).float(),
-            ]
-            each, tissue = torch.stack(parts), torch.from_numpy(lesson.tissue[window].astype(np.int64)) - 1
-            turned = [axis for axis in range(3) if rng.random() < 0.5]
-            short = [n - m for n, m in zip(PATCH_VOX, tissue.shape, strict=True)]
-            pad = [width for n in reversed(short) for width in (0, n)]
-            seen.append(F.pad(each.flip([axis + 1 for axis in turned]), pad, value=-1.0))
-            taught.append(F.pad(tissue.flip(turned), pad, value=-1))
-        yield torch.stack(seen), torch.stack(taught)
+        boxes = []
+        for scan in rng.integers(len(places), size=how.patches):
+            diseases = [t for t in places[scan] if t in DISEASES]
+            sick = diseases and rng.random() < how.diseased
+            voxel = rng.choice(places[scan][int(rng.choice(diseases)) if sick else int(Tissue.HEALTHY)])
+            corner = voxel + rng.integers(-JITTER_VOX, JITTER_VOX + 1, 3) - edge // 2
+            corner = corner.clip(0, np.array(tissue.shape[1:]) - edge)
+            boxes.append((int(scan), *(slice(int(c), int(c) + edge) for c in corner)))
+        hu = torch.stack([scans.hu[box] for box in boxes]).float()
+        one_each = len(boxes), 1, 1, 1
+        hu = hu + SHIFT_HU * normal(one_each) + NOISE_HU * normal(one_each) * normal(hu.shape)
+        lungs = torch.stack([scans.lungs[box] for box in boxes]).float()
+        taught = torch.stack([tissue[box] for box in boxes]).long() - 1
+        turned = [axis for axis in (-3, -2, -1) if rng.random() < 0.5]
+        yield torch.stack([to_unit(hu), lungs], dim=1).flip(turned), taught.flip(turned)
 
 
-def patch_around(centre: np.ndarray, shape: tuple[int, ...]) -> tuple[slice, ...]:
-    """The patch inside the scan, smaller where the scan is."""
-    starts = [
-        int(np.clip(c - n // 2, 0, max(m - n, 0))) for c, n, m in zip(centre, PATCH_VOX, shape, strict=True)
-    ]
-    return tuple(slice(s, min(s + n, m)) for s, n, m in zip(starts, PATCH_VOX, shape, strict=True))
+# ---- training
 
 
-def learn(
-    network: Segmenter, lessons: list[Taught], steps: int, patches: int, seed: int
-) -> Iterator[tuple[int, Segmenter]]:
-    """Cross-entropy, each tissue by the root of how rare it is; yields (step, its moving average)."""
-    count = np.array([sum((one.tissue == t).sum() for one in lessons) for t in TISSUES], float)
-    weight = torch.from_numpy(np.sqrt(count.sum() / np.maximum(count, 1))).float().to(DEVICE)
-    network.to(DEVICE)
+def spent(seconds: float) -> Iterator[float]:
+    """The share of a budget that is spent, again and again, until it all is."""
+    began = time.monotonic()
+    while (share := (time.monotonic() - began) / seconds) < 1:
+        yield share
+
+
+def learn(network: nn.Module, scans: Scans, run: Run, shares: Iterable[float]) -> tuple[int, nn.Module]:
+    """Teach for as long as `shares` of the budget come: steps, and the network of the weights' moving average.
+
+    Weighted cross-entropy; the learning rate falls along a cosine over the budget.
+    """
+    how, tissue = NETWORKS[run.network], scans.taught(run.sure)
+    count = torch.bincount(tissue.flatten().long(), minlength=len(TISSUES) + 1)[1:].double()
+    weight = ((count.sum() / count.clamp(min=1)) ** how.rarity).float()
+    network = laid_out(network.to(DEVICE))
     slow = copy.deepcopy(network).eval().requires_grad_(False)
     optimiser = torch.optim.AdamW(network.parameters(), LR, fused=True)
-    heard = 0.0
-    for step, (seen, taught) in enumerate(batches(lessons, patches, seed), 1):
-        rate = min(1.0, step / LR_WARMUP) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / steps)))
+    step, lessons = 0, batches(scans, tissue, how, run.seed)
+    for step, (share, (seen, taught)) in enumerate(zip(shares, lessons, strict=False), 1):
+        rate = max(LR_LEAST, 0.5 * (1 + np.cos(np.pi * share))) * min(1.0, step / LR_WARMUP)
         for group in optimiser.param_groups:
-            group["lr"] = LR * max(rate, 0.02)
+            group["lr"] = LR * rate
+        with precision():
+            answer = network(seen)
+        loss = F.cross_entropy(answer.float(), taught, weight, ignore_index=-1)
         optimiser.zero_grad(set_to_none=True)
-        answer = network(seen.to(DEVICE))
-        loss = F.cross_entropy(answer, taught.to(DEVICE), weight, ignore_index=-1)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), CLIP)
         optimiser.step()
         decay = min(EMA, (1 + step) / (10 + step))
         with torch.no_grad():
-            for mean, now in zip(slow.parameters(), network.parameters(), strict=True):
-                mean.lerp_(now, 1 - decay)
-        heard += float(loss.detach())
-        if step % 25 == 0:
-            say(step, round(heard / 25, 3))
-            heard = 0.0
-        yield step, slow
-        if step == steps:
-            return
+            torch._foreach_lerp_(list(slow.parameters()), list(network.parameters()), 1 - decay)
+        if step % WAIT == 0:
+            say(run.title, run.seed, step, round(loss.item(), 3), f"{share:.2f}")
+    return step, slow
+
+
+def precision() -> torch.autocast:
+    """The networks compute in bfloat16 on a GPU."""
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=DEVICE.type == "cuda")
+
+
+# ---- scores
 
 
 @torch.no_grad()
-def posteriors_of(network: Segmenter, scan: Scan) -> np.ndarray:
-    """Posterior (6, z, y, x) of each voxel of the lung box, 0 outside the lungs."""
+def posteriors_of(network: nn.Module, scan: Scan, patch_vox: int) -> np.ndarray:
+    """Posterior (6, z, y, x) of each voxel of the lung box, 0 outside the lungs; cavities are left to the chain."""
     seen = torch.stack([to_unit(torch.from_numpy(scan.hu)), torch.from_numpy(scan.lungs).float()])[None]
-    seen = seen.to(DEVICE)
-    logits = sliding_window_inference(seen, PATCH_VOX, 2, network, overlap=0.25, mode="gaussian")
-    return F.softmax(logits[0], dim=0).cpu().numpy() * scan.lungs
-
-
-def scored(bench: Bench, model: Model, weights: Path, case_id: str) -> dict[str, list[float]]:
-    """Dice of each tissue in a validation scan: of the U-Net alone and of both."""
-    network = Segmenter(Student(bench.config.student)).eval().requires_grad_(False)
-    network.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    as_is, seen = replace(model, config=replace(model.config, refine=OFF)), bench.seen("validation", case_id)
-    alone = posteriors_of(network.to(DEVICE), seen.scan)
-    both = joined(alone, decide(observed(seen), model).posteriors)
-    ways = {ALONE: (as_is, alone), BOTH: (as_is, both), f"{BOTH}, fused": (model, both)}
-    return {
-        name: dice(seen.truth, decide(observed(seen), judge, posteriors=posteriors).labels)
-        for name, (judge, posteriors) in ways.items()
-    }
+    seen, size = seen.to(DEVICE), (patch_vox,) * 3
+    with precision():
+        logits = sliding_window_inference(seen, size, 4, network, overlap=0.25, mode="gaussian")[0].float()
+    logits[Tissue.CAVITY - 1] = -torch.inf
+    return F.softmax(logits, dim=0).cpu().numpy() * scan.lungs
 
 
 def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -191,111 +286,132 @@ def joined(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(product, total, out=product, where=total > 0)
 
 
-def lesson_of(bench: Bench, model: Model | None, case_id: str) -> Taught:
-    """A training scan with what the chain is sure of; with the truth where there is no model."""
-    seen = bench.seen("train", case_id)
-    tissue = sure_of(seen, model) if model else truth_of(seen)
-    return Taught.of(seen.scan, tissue, np.random.default_rng(seed_of(0, case_id)))
+def scored(bench: Bench, model: Model, case_id: str, alone: np.ndarray | None = None) -> list[Row]:
+    """Scores of a validation scan on its own grid: of a U-Net's posteriors in each way, of the chain without any."""
+    seen = bench.seen("validation", case_id)
+    judge = partial(cell_posteriors, model=model, mode=bench.config.mixture.mode)
+    mixture = judged(observed(seen), judge, bench.config.patches.cell_vox)
+    as_is = replace(model, config=replace(model.config, refine=OFF))
+    ways = {CHAIN: (model, mixture), UNFUSED: (as_is, mixture)}
+    if alone is not None:
+        both = joined(alone, mixture)
+        ways = {ALONE: (as_is, alone), BOTH: (as_is, both), FUSED: (model, both)}
+    rows: list[Row] = []
+    for name, (judging, posteriors) in ways.items():
+        labels = decide(observed(seen), judging, posteriors=posteriors.copy()).labels
+        box = lung_box((seen.truth > 0) | (labels > 0)) or (slice(None),) * 3
+        rows += score_case(case_id, name, seen.truth[box], labels[box], seen.volume.spacing_mm)
+    return rows
 
 
-def measure(bench: Bench, start: str, marks: list[int], patches: int, pretrained: Path, folder: Path) -> None:
-    """Train from one start and leave the scores at each mark."""
-    model = Lessons(bench, 0).learned(bench.config)[1]
-    torch.manual_seed(0)
-    student = Student(bench.config.student)
-    if start == "pretrained":
-        if not (pretrained / "model.json").exists():
-            raise SystemExit(f"--student {pretrained}: no model is there; accuracy.py leaves one")
-        student = Model.load(pretrained).student
-    files = {step: result_file(folder, start, step, marks[-1], patches) for step in marks}
-    weights = {step: file.with_suffix(".pt") for step, file in files.items()}
-    if not weights[marks[-1]].exists():
-        teach = delayed(partial(lesson_of, bench, None if start.endswith("truth") else model))
-        taught = bench.workers(teach(case_id) for case_id in bench.cases("train"))
-        for step, slow in learn(Segmenter(student), taught, marks[-1], patches, seed=0):
-            if step in marks:
-                torch.save({k: v.cpu() for k, v in slow.state_dict().items()}, weights[step])
+def measure(bench: Bench, runs: list[Run], folder: Path, seconds: float) -> None:
+    """Train and score what is not there yet, the chain too."""
+    model, cases = Lessons(bench, 0).learned(bench.config)[1], bench.cases("validation")
     score = delayed(partial(scored, bench, model))
-    for step in marks:
-        each = bench.workers(score(weights[step], case_id) for case_id in bench.cases("validation"))
-        found = {name: [one[name] for one in each] for name in each[0]}
-        files[step].write_text(json.dumps(found))
-        for name, rows in found.items():
-            say(start, step, name, np.round(diseases(rows), 3), round(float(diseases(rows).mean()), 3))
+    if not (chain := folder / f"{CHAIN}.json").exists():
+        keep(chain, 0, bench.workers(score(case_id) for case_id in cases))
+    missing = [run for run in runs if not file_of(folder, run, seconds).exists()]
+    networks = [network_of(bench, run) for run in missing]  # a student that is missing is missed at once
+    if not missing:
+        return
+    label = delayed(partial(labelled, bench, model))
+    least_vox = max(how.patch_vox for how in NETWORKS.values())
+    scans = Scans.of(bench.workers(label(case_id) for case_id in bench.cases("train")), least_vox)
+    for run, network in zip(missing, networks, strict=True):
+        steps, slow = learn(network, scans, run, spent(seconds))
+        say(run.title, run.seed, steps, "steps")
+        vox = NETWORKS[run.network].patch_vox
+        asked = ((case_id, bench.seen("validation", case_id).scan) for case_id in cases)
+        each = bench.workers(score(case_id, posteriors_of(slow, scan, vox)) for case_id, scan in asked)
+        keep(file_of(folder, run, seconds), steps, each)
 
 
-def result_file(folder: Path, start: str, step: int, steps: int, patches: int) -> Path:
-    """Where the scores at one step of so many lie."""
-    return folder / f"{start}-{step}-of-{steps}-by-{patches}.json"
+def file_of(folder: Path, run: Run, seconds: float) -> Path:
+    """Where the scores of a run lie."""
+    return folder / f"{run.title}, {seconds:g} s, seed {run.seed}.json"
 
 
-def chain_scores(bench: Bench, folder: Path) -> list[list[float]]:
-    """Of the chain itself, kept."""
-    path = folder / f"{CHAIN}.json"
-    if not path.exists():
-        model = Lessons(bench, 0).learned(bench.config)[1]
-        seen = (bench.seen("validation", case_id) for case_id in bench.cases("validation"))
-        path.write_text(json.dumps([dice(one.truth, decide(observed(one), model).labels) for one in seen]))
-    return json.loads(path.read_text())
-
-
-def table(bench: Bench, marks: list[int], patches: int, folder: Path) -> str:
-    """A row a start and step."""
-    head = ["start", "steps", "labels by", "mean of diseases", *(t.title for t in DISEASES)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-
-    def row(start: str, step: str, name: str, rows: list[list[float]]) -> None:
-        each = diseases(rows)
-        cells = [start, step, name, f"{each.mean():.3f}", *(f"{d:.2f}" for d in each)]
-        lines.append("| " + " | ".join(cells) + " |")
-
-    row("", "", CHAIN, chain_scores(bench, folder))
-    for start in STARTS:
-        for step in marks:
-            path = result_file(folder, start, step, marks[-1], patches)
-            if path.exists():
-                for name, rows in json.loads(path.read_text()).items():
-                    row(start, str(step), name, rows)
-    said = (
-        f"{bench.counts['train']} training phantoms (seed {SPLITS['train'][1]}), {bench.counts['validation']} "
-        f"validation phantoms (seed {SPLITS['validation'][1]}), one seed of training. Taught: voxels with a posterior "
-        f"of at least {SURE:g} after fusion; {patches} patches of {' x '.join(map(str, PATCH_VOX))} voxels of 2 mm a "
-        "step. Together: the root of the product of both posteriors. 'Taught the truth' is not label-free: what this "
-        "network could learn."
+def keep(path: Path, steps: int, each: list[list[Row]]) -> None:
+    """Write the rows of all scans, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = path.with_suffix(f".{os.getpid()}.part")
+    device = torch.cuda.get_device_name() if DEVICE.type == "cuda" else "CPU"
+    own.write_text(
+        json.dumps({"steps": steps, "device": device, "rows": [row for rows in each for row in rows]})
     )
-    return "\n".join([*lines, "", said])
+    own.replace(path)
+
+
+# ---- tables
+
+
+def tables(runs: list[Run], folder: Path, seconds: float) -> str:
+    """A line a run and way, beside the chain; what the student's starts are worth; the devices. Of what is there."""
+    rows: list[Row] = read_json(folder / f"{CHAIN}.json")["rows"]
+    steps: dict[str, list[int]] = {}
+    devices: set[str] = set()
+    for run in runs:
+        if found := read_json(file_of(folder, run, seconds)):
+            steps.setdefault(run.title, []).append(found["steps"])
+            devices.add(found["device"])
+            rows += [row | {"method": f"{run.title}: {row['method']}"} for row in found["rows"]]
+    rows = over_seeds(rows)
+    summary = {(r["method"], r["tissue"]): r for r in summarise(rows)}
+    head = [*HEAD, *(t.title for t in DISEASES), "HD95, mm"]
+    lines = [line(head), line(["---"] * len(head))]
+
+    def row(about: list[str], method: str) -> str:
+        mean, dices = summary[method, MEAN], [number(summary[method, t.key]["dice"]) for t in DISEASES]
+        beside = "" if method == CHAIN else interval(gain(rows, method, CHAIN), "gain", "+.3f")
+        return line([*about, f"{mean['dice']:.3f}", beside, *dices, f"{mean['hd95_mm']:.1f}"])
+
+    lines += [row(["", "", "", way], way) for way in (CHAIN, UNFUSED)]
+    for title, reached in sorted(steps.items()):
+        about = [title, str(len(reached)), f"{np.mean(reached):.0f}"]
+        lines += [row([*about, way], f"{title}: {way}") for way in (ALONE, BOTH, FUSED)]
+    lines += ["", line(["the student's U-Net alone", "difference [95 %]"]), "|---|---|"]
+    plain = next((run for run in runs if (run.network, run.start) == ("student", "scratch")), runs[0])
+    titles = {start: replace(plain, start=start).title for start in STARTS}
+    for one, other in combinations([start for start in reversed(STARTS) if titles[start] in steps], 2):
+        found = gain(rows, f"{titles[one]}: {ALONE}", f"{titles[other]}: {ALONE}")
+        lines.append(line([f"{one} minus {other}", interval(found, "gain", "+.4f")]))
+    return "\n".join([*lines, "", f"{seconds:g} s a training on {' or '.join(sorted(devices))}."])
+
+
+# ---- the run
 
 
 def main() -> None:
-    """Train what is not there yet and write the table."""
+    """Train and score what is not there yet and record the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--place", type=Path, default=Path("demo/accuracy"), help="what is kept between runs")
+    parser.add_argument("--place", type=Path, default=Path("demo/accuracy"), help="as of accuracy.py")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument(
-        "--student",
-        type=Path,
-        default=Path("demo/accuracy/students/local-0"),
-        metavar="MODEL",
-        help="whose U-Net the pretrained one starts from (that of accuracy.py)",
+        "--starts", nargs="+", choices=STARTS, default=list(STARTS), help="of the student's U-Net"
     )
     parser.add_argument(
-        "--marks", type=int, nargs="+", default=[500, 1000, 2000], help="steps at which to score"
+        "--sure", nargs="+", type=float, default=[0.8, 0.6, 0.93], help="least posterior taught"
     )
-    parser.add_argument("--patches", type=int, default=2, help="a step")
-    parser.add_argument("--jobs", type=int, default=1, help="scans at a time")
-    parser.add_argument("--starts", default=";".join(STARTS), help="separated by ;")
-    parser.add_argument("--table", action="store_true", help="only write the table of what is there")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=600.0, help="of each training")
+    parser.add_argument("--jobs", type=int, default=1, help="scans at a time where the CPU works")
+    parser.add_argument("--table", action="store_true", help="only write the tables of what is there")
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    config: Config = recipe("demo")
-    bench, folder = Bench(args.place, config, jobs=args.jobs), args.place / "segmenter"
-    folder.mkdir(parents=True, exist_ok=True)
-    for start in [] if args.table else args.starts.split(";"):
-        if not result_file(folder, start, args.marks[-1], args.marks[-1], args.patches).exists():
-            say("==", start)
-            measure(bench, start, args.marks, args.patches, args.student, folder)
-    record(QUESTION, table(bench, args.marks, args.patches, folder))
+    bench = Bench(args.place, recipe("demo"), jobs=args.jobs)
+    runs = runs_of(args.networks, args.starts, args.sure, args.seeds)
+    folder = args.place / "segmenter" / key_of(bench.version, source(*LABELLED_BY, "evaluate.py"), str(NETWORKS))
+    if not args.table:
+        measure(bench, runs, folder, args.seconds)
+    said = (
+        f"{bench.counts['train']} training phantoms (seed {SPLITS['train'][1]}), {bench.counts['validation']} "
+        f"validation phantoms (seed {SPLITS['validation'][1]}), scored on their own grids. Taught by the chain: voxels "
+        "to which it gives at least so much posterior after fusion. Both: the root of the product with the mixture's "
+        "posterior, not fused. Cavities are the chain's throughout. Beside the chain: with the 95 % interval of a "
+        "bootstrap over scans, in pairs. Taught the truth is not label-free: what this network could learn."
+    )
+    record(QUESTION, f"{tables(runs, folder, args.seconds)}\n\n{said}")
 
 
 if __name__ == "__main__":
