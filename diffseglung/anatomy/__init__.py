@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffseglung.anatomy.airways import add_small_bronchi, find_trachea, grow_airways
+from diffseglung.anatomy.airways import add_small_bronchi, find_trachea, grow_airways, oesophageal_gas
 from diffseglung.anatomy.full_grid import to_full_grid
 from diffseglung.anatomy.lungs import close_over_disease, lung_air, parenchyma_air, split_sides
 from diffseglung.anatomy.morphology import bounding_box, dilate
@@ -124,11 +124,13 @@ def find_anatomy(
         hu, spacing_mm = work.hu.astype(np.float32), work.spacing_mm
     with watch("airways"):
         air = lung_air(hu, spacing_mm)
-        airways = grow_airways(hu, air, find_trachea(hu, air, spacing_mm), spacing_mm)
+        trachea = find_trachea(hu, air, spacing_mm)
+        airways = grow_airways(hu, air, trachea, spacing_mm)
+        oesophagus = oesophageal_gas(hu, air, trachea, airways, spacing_mm)
         notes = () if airways.any() else ("no trachea found: airways may be counted as lung",)
     with watch("lungs"):
         side = (
-            _find_sides(hu, air, airways, spacing_mm, config)
+            _find_sides(hu, air, airways, oesophagus, spacing_mm, config)
             if lungs is None
             else _given_sides(lungs, volume, work)
         )
@@ -156,13 +158,14 @@ def _find_sides(
     hu: np.ndarray,
     air: np.ndarray,
     airways: np.ndarray,
+    oesophagus: np.ndarray,
     spacing_mm: tuple[float, float, float],
     config: AnatomyConfig,
 ) -> np.ndarray:
     """1 in the right lung and 2 in the left, on the working grid (uint8)."""
     wall_mm = 1.25 * config.working_mm
     parenchyma = parenchyma_air(
-        air & ~dilate(airways, wall_mm, spacing_mm), hu, spacing_mm, min_ml=config.min_lung_ml
+        air & ~dilate(airways | oesophagus, wall_mm, spacing_mm), hu, spacing_mm, min_ml=config.min_lung_ml
     )
     if not parenchyma.any():
         raise NoLungs(

@@ -15,6 +15,11 @@ SMALL_MM = 6.0
 WALL_HU = (-650, -600, -550, -500, -450, -400)  # of small bronchi, blurred; the last only bronchi have
 TWIG_MM2 = 10.0  # volume over length: of twigs in 48 phantoms eight tenths are bronchi, of lumps a fifth
 WIDE_MM = 8.0  # half the width that no bronchus reaches, whatever the trachea's
+MIN_TUBE_MM = 20.0  # of trachea and oesophagus
+# Lung is one with the lung around it; the oesophagus's wall, thinner than a voxel, is denser than this all the same.
+WALLED_HU = -800
+AS_EMPTY_HU = 60.0  # above the trachea's gas: half of the way to healthy lung
+BEHIND_MM, MIN_BEHIND = 4.0, 0.8  # of its gas lies behind the trachea or so far beside that
 IN_PLANE = np.zeros((3, 3, 3), bool)
 IN_PLANE[1] = ndimage.generate_binary_structure(2, 1)
 
@@ -48,7 +53,7 @@ def _discs(hu: np.ndarray, lumen: np.ndarray, spacing_mm: Spacing) -> np.ndarray
     return found
 
 
-def _longest(discs: np.ndarray, spacing_mm: Spacing, *, min_mm: float = 20.0) -> np.ndarray:
+def _longest(discs: np.ndarray, spacing_mm: Spacing, *, min_mm: float = MIN_TUBE_MM) -> np.ndarray:
     """The connected pile of discs with the largest length times width, at least `min_mm` long (bool)."""
     parts, sizes = components(discs)
     best, best_score = -1, 0.0
@@ -84,6 +89,32 @@ def grow_airways(hu: np.ndarray, air: np.ndarray, trachea: np.ndarray, spacing_m
             break
         grown = joined
     return _without_caverns(grown, trachea, spacing_mm)
+
+
+def oesophageal_gas(
+    hu: np.ndarray, air: np.ndarray, trachea: np.ndarray, airways: np.ndarray, spacing_mm: Spacing
+) -> np.ndarray:
+    """Gas in the oesophagus: an upright tube behind the trachea, as empty as that, walled off from the lung (bool).
+
+    Between the two lungs that wall is so thin that its gas joins theirs below -400 HU. A recess of the lung behind the
+    trachea is fuller and joins the rest of the lung, and a bulla lies in lung, not behind the trachea alone.
+    """
+    found = np.zeros(air.shape, bool)
+    if not trachea.any():
+        return found
+    box = bounding_box(trachea, 40.0, spacing_mm)  # so wide that lung in it is not behind the trachea alone
+    empty_hu = float(np.median(hu[trachea])) + AS_EMPTY_HU
+    behind = dilate(np.maximum.accumulate(trachea[box], axis=1), BEHIND_MM, spacing_mm)
+    blurred = dilate(airways[box], 2.5, spacing_mm)  # the airways with their rim, which is as light
+    parts, sizes = components(air[box] & (hu[box] < WALLED_HU) & ~blurred)
+    share = np.bincount(parts[behind], minlength=len(sizes)) / np.maximum(sizes, 1)
+    for number in np.flatnonzero(share >= MIN_BEHIND):
+        gas = parts == number
+        if np.count_nonzero(gas.any((1, 2))) * spacing_mm[0] < MIN_TUBE_MM:
+            continue
+        if np.median(hu[box][gas]) < empty_hu:
+            found[box] |= gas
+    return found
 
 
 def _without_caverns(airways: np.ndarray, trachea: np.ndarray, spacing_mm: Spacing) -> np.ndarray:

@@ -137,6 +137,7 @@ def _hidden(rays: Rays, number: int, spacing_mm: Spacing) -> tuple[np.ndarray, n
     # Where air hardly ever touches the ribs, beside the spine say, its absence is no disease.
     often = contact.sum(0) >= OFTEN * (np.nan_to_num(top, neginf=0) - np.nan_to_num(border, posinf=0))
     hidden = costal & often & np.isfinite(rays.wall) & ~contact & (z >= border) & (z <= top)
+    hidden &= ~_past_last_rib(rays.wall)
     hidden = ndimage.binary_opening(hidden, np.ones((3, 3)))
     if not hidden.any():
         return nowhere
@@ -152,6 +153,18 @@ def _hidden(rays: Rays, number: int, spacing_mm: Spacing) -> tuple[np.ndarray, n
             hidden[row] = False
     start = np.maximum(np.maximum(rays.air, depth), rays.wall - 90)
     return np.where(hidden, start, 0.0), np.where(hidden, rays.wall - min(usual_mm, 8.0), -1.0)
+
+
+def _past_last_rib(wall: np.ndarray) -> np.ndarray:
+    """Rays (z, angle) that meet bone again, further back than some that meet none: the spine's processes (bool).
+
+    Each rib runs back to the spine, so beside it no ray to the back misses the ribs. Below the last one the wall is
+    muscle, and what the lung's middle sees beyond it are processes of the vertebrae, which no lung lies on.
+    """
+    back = np.arange(-180, 180, STEP_DEG) >= 90
+    bone = np.isfinite(wall) & back
+    met = np.maximum.accumulate(bone, axis=1)
+    return bone & np.maximum.accumulate(met & ~bone & back, axis=1)
 
 
 def _polar(

@@ -53,6 +53,7 @@ def make_chest(
     effusion: bool = False,
     bullae: bool = False,
     bowel: bool = False,
+    oesophagus: bool = False,
     table: bool = False,
     noise: float = 25.0,
 ) -> Chest:
@@ -121,6 +122,13 @@ def make_chest(
     if bowel:
         parts["bowel"] = ball(-95, -10, 60, 14, 30, 30) & ~ndimage.binary_dilation(lungs, iterations=1)
         hu[parts["bowel"]] = -995
+    if oesophagus:
+        # Full of gas, which a wall as light as a thin one that is blurred parts from both lungs.
+        parts["oesophagus"] = rod((12, 28, 0), (52, 28, 0), 11)
+        around = rod((12, 28, 0), (52, 28, 0), 16)
+        hu[around] = -550
+        hu[parts["oesophagus"]] = -985
+        lungs &= ~around
     if table:
         parts["table"] = np.broadcast_to((at_y > 94) & (at_y < 104) & (np.abs(at_x) < 120), SHAPE)
         hu[parts["table"]] = -900

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from diffseglung.anatomy.airways import add_small_bronchi, grow_airways
+from diffseglung.anatomy.airways import add_small_bronchi, grow_airways, oesophageal_gas
 
 SPACING_MM = (2.0, 2.0, 2.0)
 Z, Y, X = np.mgrid[-25:26, -30:31, -30:31] * 2.0
@@ -47,6 +47,29 @@ def test_lung_between_septa_that_joins_in_lumps_is_no_bronchus():
     hu[TRACHEA] = -990.0
     found = add_small_bronchi(hu, TRACHEA, SPACING_MM) & ~TRACHEA
     assert (found & block).sum() < 0.02 * (block & (hu < -650)).sum()
+
+
+def tube(y_mm: float, x_mm: float, radius_mm: float = 5.0) -> np.ndarray:
+    """An upright one beside the trachea."""
+    return ((Y - y_mm) ** 2 + (X - x_mm) ** 2 <= radius_mm**2) & (Z > 14) & (Z < 46)
+
+
+def test_gas_of_the_oesophagus_is_a_tube_behind_the_trachea_as_empty_as_that():
+    gas = tube(20, 2)
+    hu = scan(TRACHEA | gas)
+    assert np.array_equal(oesophageal_gas(hu, hu < -400, TRACHEA, TRACHEA, SPACING_MM), gas)
+
+
+def test_lung_behind_the_trachea_and_a_bulla_beside_it_are_no_oesophagus():
+    recess, bulla, bubble = tube(20, 2), tube(6, 24), tube(40, 0) & (Z > 36)
+    hu = scan(TRACHEA | bulla | bubble)
+    hu[recess] = -860
+    assert not oesophageal_gas(hu, hu < -400, TRACHEA, TRACHEA, SPACING_MM).any()
+    lung = (Y > 12) & (Z < 46)
+    hu = scan(TRACHEA)
+    hu[lung] = -860
+    hu[tube(24, 0)] = -990  # a bulla, in lung on all sides
+    assert not oesophageal_gas(hu, hu < -400, TRACHEA, TRACHEA, SPACING_MM).any()
 
 
 def test_without_a_trachea_there_are_no_airways():

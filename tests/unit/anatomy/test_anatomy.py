@@ -131,6 +131,14 @@ def test_bullae_are_lung_and_no_airway():
     assert share(anatomy.airways, bullae) == 0
 
 
+def test_gas_in_the_oesophagus_is_no_lung_though_its_wall_is_thin():
+    chest = make_chest(oesophagus=True)
+    anatomy = find_anatomy(scan(chest))
+    # If it did not matter that it lies behind the trachea, as empty, all of it.
+    assert share(anatomy.lungs, chest.parts["oesophagus"]) < 0.02
+    assert share(anatomy.lungs, chest.lungs) > 0.97
+
+
 def test_a_crop_with_lung_at_its_sides_and_one_lung_is_understood():
     chest = make_chest()
     crop = (slice(10, 60), slice(15, 95), slice(18, 76))
