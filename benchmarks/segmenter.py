@@ -401,7 +401,9 @@ def main() -> None:
     args = parser.parse_args()
     bench = Bench(args.place, recipe("demo"), jobs=args.jobs)
     runs = runs_of(args.networks, args.starts, args.sure, args.seeds)
-    folder = args.place / "segmenter" / key_of(bench.version, source(*LABELLED_BY, "evaluate.py"), str(NETWORKS))
+    folder = (
+        args.place / "segmenter" / key_of(bench.version, source(*LABELLED_BY, "evaluate.py"), str(NETWORKS))
+    )
     if not args.table:
         measure(bench, runs, folder, args.seconds)
     said = (

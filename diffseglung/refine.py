@@ -28,7 +28,8 @@ class RefineConfig:
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
-    keep_volumes: bool = False  # True: borders move and nothing else, no lesion comes, see `with_volumes`
+    # True: borders move and nothing else, no lesion comes, see `with_volumes` and `without_newcomers`
+    keep_volumes: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.flow_time < np.inf and 0 <= self.pull < np.inf):
@@ -181,6 +182,18 @@ def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
         votes = np.bincount(around, minlength=Tissue.CAVITY + 1)[1:]
         if votes.any():
             labels[box][own] = votes.argmax() + 1
+    return labels
+
+
+def without_newcomers(labels: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Tissue labels with each body of a disease that was called so nowhere `before` called what it was.
+
+    Both uint8 (z, y, x) on one grid; `labels` change. A body's voxels are 26-neighbours.
+    """
+    bodies = cc3d.connected_components(np.where(labels > Tissue.HEALTHY, labels, np.uint8(0)))
+    known = np.bincount(bodies[labels == before], minlength=int(bodies.max()) + 1) > 0
+    new = ~known[bodies] & (bodies > 0)
+    labels[new] = before[new]
     return labels
 
 

@@ -20,6 +20,7 @@ from diffseglung.refine import (
     temper,
     without_artefacts,
     without_crumbs,
+    without_newcomers,
 )
 
 ISOTROPIC = (2.0, 2.0, 2.0)
@@ -373,6 +374,19 @@ def test_borders_move_and_volumes_stay_where_that_is_asked_for():
     assert free_glass.sum() > 1.2 * glass.sum()
     assert kept_glass.sum() == pytest.approx(glass.sum(), rel=0.02)
     np.testing.assert_allclose(kept.sum(axis=0), 1, atol=1e-5)
+
+
+def test_a_body_that_was_called_so_nowhere_is_what_it_was():
+    before = np.ones((6, 6, 20), np.uint8)
+    before[2:4, 2:4, 2:5] = Tissue.FIBROSIS
+    before[2:4, 2:4, 14:16] = Tissue.GROUND_GLASS
+    labels = np.ones(before.shape, np.uint8)
+    labels[2:4, 2:4, 4:8] = Tissue.FIBROSIS  # has moved
+    expected = labels.copy()
+    expected[2:4, 2:4, 14:16] = Tissue.GROUND_GLASS
+    labels[2:4, 2:4, 10:12] = Tissue.FIBROSIS  # new
+    labels[2:4, 2:4, 14:16] = Tissue.CONSOLIDATION  # another name
+    np.testing.assert_array_equal(without_newcomers(labels, before), expected)
 
 
 def test_a_crumb_is_called_what_lies_around_it():
