@@ -1,4 +1,4 @@
-"""Filters for whole scans that keep no second scan of floats: they answer in bytes, a slice at a time."""
+"""Compiled filters for whole scans. Those that answer in bytes keep no second scan of floats."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def smoothed_below(
     hu (z, y, x), `where` a bool mask, `sigma_vox` along (z, y, x). As scipy's `gaussian_filter`, with its reach of
     four standard deviations and its mirrored borders, but in one go and for the rows that are asked alone.
     """
-    z, y, x = (_gaussian(sigma) for sigma in sigma_vox)
+    z, y, x = (gaussian(sigma) for sigma in sigma_vox)
     out = np.zeros(hu.shape, np.uint8)
     if out.size:
         _smoothed_below(hu, z, y, x, np.asarray(limits, np.float32), where, out)
@@ -35,8 +35,15 @@ def eroded_by_box(mask: np.ndarray, width: Sequence[int]) -> np.ndarray:
     return out
 
 
-def _gaussian(sigma: float) -> np.ndarray:
-    """Weights from the centre outwards, float32, as scipy has them."""
+def correlated(
+    volume: np.ndarray, along_z: np.ndarray, along_y: np.ndarray, along_x: np.ndarray
+) -> np.ndarray:
+    """A volume correlated with an odd number of weights along each axis, all float32; its border is a mirror."""
+    return _correlated(np.ascontiguousarray(volume, np.float32), along_z, along_y, along_x)
+
+
+def gaussian(sigma: float) -> np.ndarray:
+    """Its weights from the centre outwards, up to four standard deviations (voxels), float32, as scipy has them."""
     reach = int(4 * sigma + 0.5)
     impulse = np.zeros(2 * reach + 1)
     impulse[reach] = 1
@@ -141,3 +148,33 @@ def _count(runs, more):
     """How long the runs of voxels are with one more voxel each; beyond 254 nobody asks."""
     for i in range(len(runs)):
         runs[i] = min(runs[i], np.uint8(254)) * more[i] + more[i]
+
+
+@numba.njit(nogil=True, cache=True)
+def _correlated(volume, along_z, along_y, along_x):
+    depth, height, width = volume.shape
+    before = len(along_x) // 2
+    filtered = np.zeros_like(volume)
+    plane = np.empty((height, width), np.float32)
+    row = np.empty(width + 2 * before, np.float32)
+    for z in range(depth):
+        plane[:] = 0
+        for k in range(len(along_z)):
+            _add(plane.ravel(), volume[_mirrored(z + k - len(along_z) // 2, depth)].ravel(), along_z[k])
+        for y in range(height):
+            row[:] = 0
+            for k in range(len(along_y)):
+                own = plane[_mirrored(y + k - len(along_y) // 2, height)]
+                _add(row[before : before + width], own, along_y[k])
+            for x in range(-before, 0):
+                row[before + x] = row[before + _mirrored(x, width)]
+                row[before + width - 1 - x] = row[before + _mirrored(width - 1 - x, width)]
+            for k in range(len(along_x)):
+                _add(filtered[z, y], row[k : k + width], along_x[k])
+    return filtered
+
+
+@numba.njit(nogil=True, cache=True)
+def _add(out, volume, weight):
+    for i in range(len(out)):
+        out[i] += weight * volume[i]

@@ -9,6 +9,7 @@ import numba
 import numpy as np
 from scipy import ndimage
 
+from diffseglung.filters import correlated, gaussian
 from diffseglung.frozen import frozen
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.tissue import voxel_densities
@@ -306,24 +307,18 @@ def sobel_edges(
 
     float32 (z, y, x). Only lung voxels enter the smoothing: the chest wall is no border between tissues.
     """
-    blur = [_gaussian(config.smooth_mm / mm) for mm in spacing_mm]
+    halves = [gaussian(config.smooth_mm / mm) for mm in spacing_mm]
+    blur = [np.concatenate([half[:0:-1], half]) for half in halves]
     inside = np.asarray(lungs, dtype=np.float32)
-    weight = _filtered(inside, *blur)
-    density = _filtered(np.multiply(hu, inside, dtype=np.float32), *blur)
+    weight = correlated(inside, *blur)
+    density = correlated(np.multiply(hu, inside, dtype=np.float32), *blur)
     np.divide(density, weight, out=density, where=weight > 1e-6)
     squared = np.zeros_like(density)
     for axis, mm in enumerate(spacing_mm):
-        slope = _filtered(density, *(SLOPE if a == axis else ACROSS for a in range(3)))
+        slope = correlated(density, *(SLOPE if a == axis else ACROSS for a in range(3)))
         slope *= np.float32(config.edge_mm / mm)
         squared += np.square(slope, out=slope)
     return np.sqrt(squared, out=squared)
-
-
-def _gaussian(sigma: float) -> np.ndarray:
-    """Weights up to four standard deviations (voxels) away, float32; they sum to one."""
-    away = np.arange(-int(4 * sigma + 0.5), int(4 * sigma + 0.5) + 1)
-    weights = np.exp(-0.5 * (away / max(sigma, 1e-9)) ** 2)
-    return (weights / weights.sum()).astype(np.float32)
 
 
 def temper(
@@ -398,44 +393,6 @@ def _runs(lungs: np.ndarray) -> Runs:
             ends += [e for _, e in pieces]
         first.append(len(begins))
     return Runs(np.array(first, np.int64), np.array(begins, np.int64), np.array(ends, np.int64))
-
-
-@numba.njit(nogil=True, cache=True)
-def _filtered(volume, along_z, along_y, along_x):
-    """A volume correlated with an odd number of weights along each axis, float32; its border is a mirror."""
-    depth, height, width = volume.shape
-    before = len(along_x) // 2
-    filtered = np.zeros_like(volume)
-    plane = np.empty((height, width), np.float32)
-    row = np.empty(width + 2 * before, np.float32)
-    for z in range(depth):
-        plane[:] = 0
-        for k in range(len(along_z)):
-            _add(plane.ravel(), volume[_mirrored(z + k - len(along_z) // 2, depth)].ravel(), along_z[k])
-        for y in range(height):
-            row[:] = 0
-            for k in range(len(along_y)):
-                own = plane[_mirrored(y + k - len(along_y) // 2, height)]
-                _add(row[before : before + width], own, along_y[k])
-            for x in range(-before, 0):
-                row[before + x] = row[before + _mirrored(x, width)]
-                row[before + width - 1 - x] = row[before + _mirrored(width - 1 - x, width)]
-            for k in range(len(along_x)):
-                _add(filtered[z, y], row[k : k + width], along_x[k])
-    return filtered
-
-
-@numba.njit(nogil=True, cache=True)
-def _mirrored(i, count):
-    """The place among `count` that a place beyond shows: 1 0 | 0 1 2 ... (SciPy's `reflect`)."""
-    i %= 2 * count
-    return min(i, 2 * count - 1 - i)
-
-
-@numba.njit(nogil=True, cache=True)
-def _add(out, volume, weight):
-    for i in range(len(out)):
-        out[i] += weight * volume[i]
 
 
 @numba.njit(nogil=True, cache=True)

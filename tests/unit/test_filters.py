@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from diffseglung.filters import eroded_by_box, smoothed_below
+from diffseglung.filters import correlated, eroded_by_box, smoothed_below
 
 SHAPES = [(7, 9, 11), (20, 30, 40), (3, 50, 2), (1, 1, 1)]
 
@@ -24,6 +24,17 @@ def test_smoothing_is_scipys(shape, sigma):
     expected = np.sum([smooth < limit for limit in limits], axis=0)
     np.testing.assert_array_equal(found[clear], expected[clear])
     assert clear.sum() > 0.95 * where.sum()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_correlation_is_scipys_along_each_axis(shape):
+    rng = np.random.default_rng(2)
+    volume = rng.normal(size=shape).astype(np.float32)
+    weights = [rng.normal(size=length).astype(np.float32) for length in (3, 1, 9)]
+    expected = volume
+    for axis, along in enumerate(weights):
+        expected = ndimage.correlate1d(expected, along, axis=axis, mode="reflect")
+    np.testing.assert_allclose(correlated(volume, *weights), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
