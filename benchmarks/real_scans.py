@@ -1,7 +1,8 @@
 """What does a model do on real scans: with lesions drawn into healthy ones, and where little is known but no truth?
 
 The scans are those of DIFFSEGLUNG_CT, by the names of `diffseglung.real`; without that variable there is nothing to
-measure, and the section of the results stays as it is. What the jobs leave in `--place` is not made again.
+measure, and the section of the results stays as it is. `--public DIR` draws lesions into the demo's two as well,
+fetched into DIR where it lacks them. What the jobs leave in `--place` is not made again.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from record import record
 from diffseglung.evaluate import scores_table_markdown
 from diffseglung.model import Model
 from diffseglung.real import find_known, measures_markdown
+from diffseglung_ray.public_scans import fetch_public_scans
 
 QUESTION = "What does a model do on real scans, with lesions drawn in and with its own?"
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -38,9 +40,9 @@ def evaluated(place: Path, name: str, table: str, *words: object) -> list[dict]:
     return [row | {"method": row["method"].replace(address, "ours", 1)} for row in rows]
 
 
-def inserted(place: Path, hosts: Sequence[Path]) -> Path:
+def inserted(place: Path, name: str, hosts: Sequence[Path]) -> Path:
     """The manifest of the scans with lesions drawn into them."""
-    manifest = place / "inserted" / "manifest.csv"
+    manifest = place / name / "manifest.csv"
     if not manifest.exists():
         into = [word for host in hosts for word in ("--into", host)]
         job("phantom", "--out", manifest.parent, "--cases", CASES, "--seed", SEED, "--workers", 0, *into)
@@ -58,6 +60,9 @@ def main() -> None:
         default="demo/accuracy/students/local-0",
         help="a folder or MLflow address (that of accuracy.py)",
     )
+    parser.add_argument(
+        "--public", type=Path, metavar="DIR", help="the demo's two scans have lesions drawn in too"
+    )
     args = parser.parse_args()
     folder = os.environ.get("DIFFSEGLUNG_CT")
     if not folder:
@@ -66,16 +71,29 @@ def main() -> None:
     hosts = [one.image for one in find_known(folder) if one.healthy]
     common = ("--model", args.model, "--set", "resources.workers=1")
     measures = evaluated(args.place, "measures", "measures", "--real", folder, *common)
-    scores = evaluated(
-        args.place, "scores", "scores", "--cohort", inserted(args.place, hosts), *common, "--max-failed", 0
-    )
+
+    def scores(name: str, hosts: Sequence[Path]) -> str:
+        manifest = inserted(args.place, name, hosts)
+        rows = evaluated(
+            args.place, f"{name}_scores", "scores", "--cohort", manifest, *common, "--max-failed", 0
+        )
+        return scores_table_markdown(rows)
+
     parts = [
         "What is known of real scans, without a truth:",
         measures_markdown(measures),
         f"Lesions drawn into healthy ones ({CASES} cases, seed {SEED}; one of four is left healthy):",
-        scores_table_markdown(scores),
-        about(args.model),
+        scores("inserted", hosts),
     ]
+    if args.public:
+        fetch_public_scans(args.public)
+        public = [path for path in sorted(args.public.glob("*.nrrd")) if "_tumour" not in path.name]
+        parts += [
+            "The same into the demo's two patients, whose own tumours are healthy lung in this truth, so that finding "
+            "them counts as an error:",
+            scores("public", public),
+        ]
+    parts.append(about(args.model))
     record(QUESTION, "\n\n".join(parts))
 
 
