@@ -19,6 +19,7 @@ from diffseglung.anatomy.morphology import (
     erode,
     opening,
 )
+from diffseglung.anatomy.symmetry import dense_as_mirrored
 from diffseglung.anatomy.wall import BONE_HU, dense_at_ribs
 
 AIR_HU = -400  # half-way from healthy lung (-850) to soft tissue (50)
@@ -172,6 +173,8 @@ def close_over_disease(
     for number in np.unique(side[side > 0]):
         bodies = dense_around_bronchi(lungs, number, bronchi, hu, airways, spacing_mm)
         take_in(number, bodies, 4.0)
+    for number in np.unique(side[side > 0]):
+        lungs[dense_as_mirrored(lungs, number, hu, airways | hilar, spacing_mm)] = number
     return lungs
 
 
