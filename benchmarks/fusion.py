@@ -1,8 +1,8 @@
 """What does Sobel-diffusion fusion change, tissue by tissue, and what does it cost?
 
-The validation phantoms of `accuracy.py`, with what it keeps in `--place`: ours without fusion, with the density of each
-voxel alone, ours, and ours with `refine.keep_volumes`. Then the flow alone on boxes of noise that are lung all over,
-beside the same equation in NumPy.
+The validation phantoms of `accuracy.py`, with what it keeps in `--place`: what the mixture believes, what is believed
+once each voxel's density had its say (`refine.by_density`), and both fused with the CT (`refine.fuse`). Then the flow
+alone on boxes of noise that are lung all over, beside the same equation in NumPy.
 """
 
 import argparse
@@ -27,17 +27,18 @@ from diffseglung.segment import cell_posteriors, decide, judged
 
 QUESTION = "What does Sobel-diffusion fusion change, and what does it cost?"
 MIXED = tuple(t for t in DISEASES if t != Tissue.CAVITY)  # a cavity is found before and only drawn in
-BEFORE = "none"
+PLAIN, PLAIN_FUSED, LEANED, OURS = "mixture", "mixture, fused", "density", "density, fused: ours"
+BESIDE = {PLAIN: PLAIN, PLAIN_FUSED: PLAIN, LEANED: PLAIN, OURS: LEANED}  # what each is compared with
 FEW = RefineConfig(flow_time=0.6)  # what NumPy is given time for
 
 
 def fusions(own: RefineConfig) -> dict[str, RefineConfig]:
-    """What is compared."""
+    """What is compared; bodies below `crumb_ml` are none in any."""
     return {
-        BEFORE: OFF,
-        "density alone": replace(own, flow_time=0.0),
-        "ours": own,
-        "volumes kept": replace(own, keep_volumes=True),
+        PLAIN: replace(OFF, crumb_ml=own.crumb_ml),
+        PLAIN_FUSED: replace(own, hu_power=0.0),
+        LEANED: replace(own, flow_time=0.0),
+        OURS: own,
     }
 
 
@@ -61,7 +62,7 @@ def changes(bench: Bench) -> str:
             for tissue in MIXED:
                 bodies = cc3d.connected_components((called == tissue).view(np.uint8))
                 count = int(bodies.max())
-                known = len(np.unique(bodies[(called == tissue) & (labels[BEFORE] == tissue)]))
+                known = len(np.unique(bodies[(called == tissue) & (labels[BESIDE[name]] == tissue)]))
                 row = scores[tissue.key]
                 values = [row["dice"], row["hd95_mm"], count, count - known, row["pred_ml"], row["truth_ml"]]
                 found.setdefault((tissue, name), []).append([np.nan if v is None else v for v in values])
@@ -70,27 +71,27 @@ def changes(bench: Bench) -> str:
 
 
 def table(found: dict[tuple[Tissue, str], list[list[float]]], names: list[str]) -> str:
-    """One line a tissue and fusion."""
+    """One line a tissue and way."""
     head = [
         "tissue",
-        "fusion",
+        "labels",
         "Dice",
         "HD95, mm",
         "bodies",
         "of these new",
         "ml",
-        "against none",
+        "change",
         "truth, ml",
     ]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for tissue in MIXED:
-        none_ml = np.array(found[tissue, BEFORE])[:, 4].sum()
         for name in names:
+            beside_ml = np.array(found[tissue, BESIDE[name]])[:, 4].sum()
             values = np.array(found[tissue, name])
             dice, hd95_mm = np.nanmean(values[:, :2], axis=0)
             bodies, new, ml, truth_ml = values[:, 2:].sum(axis=0)
             cells = [f"{dice:.3f}", f"{hd95_mm:.1f}", f"{bodies:.0f}", f"{new:.0f}", f"{ml:.0f}"]
-            cells += [f"{100 * (ml / none_ml - 1):+.1f} %", f"{truth_ml:.0f}"]
+            cells += [f"{100 * (ml / beside_ml - 1):+.1f} %", f"{truth_ml:.0f}"]
             lines.append("| " + " | ".join([tissue.title, name, *cells]) + " |")
     return "\n".join(lines)
 
@@ -165,7 +166,8 @@ def main() -> None:
     made = (
         f"{bench.counts['validation']} validation phantoms (seed {SPLITS['validation'][1]}), mixture fitted on "
         f"{bench.counts['train']} others. Dice and HD95: means over scans. Bodies: 26 neighbours, on the scan's own "
-        "grid; new ones hold no voxel that was called so without fusion."
+        "grid; new ones hold no voxel that was called so before. What is new and how a volume changed: what is fused "
+        "beside itself, density beside the mixture."
     )
     few, all_steps = len(planned(FEW)), len(planned(RefineConfig()))
     boxes = (

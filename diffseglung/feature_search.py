@@ -17,7 +17,7 @@ from diffseglung.criteria import CRITERIA, NEEDS_HALVES, NEEDS_NAMES, NEEDS_NOIS
 from diffseglung.features import COMBINE, FeatureConfig, encode, sample_cells
 from diffseglung.mixture import COVARIANCES, CellTable, Mixture, couple, fit_cells, softmax
 from diffseglung.patches import regrid, seed_of
-from diffseglung.refine import Voxels, fuse
+from diffseglung.refine import Voxels, by_density, fuse
 from diffseglung.schemas import CELL_KEY
 from diffseglung.segment import to_voxels
 from diffseglung.student import Student
@@ -339,7 +339,8 @@ class Judge:
         heard = self._in_place(mixture.posterior(cells, mode))
         if config.mixture.potts_strength > 0:
             heard = couple(heard, self._in_place(cells.evidence), config.mixture)
-        fused = fuse(to_voxels(heard, seen.voxels.lungs, config.patches.cell_vox), seen.voxels, config.refine)
+        fine = to_voxels(heard, seen.voxels.lungs, config.patches.cell_vox)
+        fused = fuse(by_density(fine, seen.voxels, config.refine), seen.voxels, config.refine)
         for axis, count in enumerate(seen.grid, 1):
             fused = np.add.reduceat(fused, np.arange(count) * (fused.shape[axis] // count), axis=axis)
         total = np.moveaxis(fused, 0, -1).reshape(-1, len(fused))[seen.place]

@@ -1,4 +1,8 @@
-"""Sobel-diffusion fusion: soft tissue maps flow inside the lung until they meet an edge of the CT."""
+"""From what is believed of a lung's cells to its voxels: their density has a say, then borders settle on edges.
+
+`by_density` says what there is, small lesions too; in Sobel-diffusion fusion (`fuse`) soft tissue maps flow inside the
+lung until they meet an edge of the CT: borders move, no lesion comes, and every disease keeps its volume.
+"""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +13,7 @@ import numba
 import numpy as np
 from scipy import ndimage
 
+from diffseglung.anatomy.morphology import dilate
 from diffseglung.filters import correlated, gaussian
 from diffseglung.frozen import frozen
 from diffseglung.labels import TISSUES, Tissue
@@ -17,7 +22,7 @@ from diffseglung.tissue import voxel_densities
 
 @frozen
 class RefineConfig:
-    """How far a tissue map may flow, and which steps in density stop it."""
+    """What a voxel's density may say, how far a tissue map may flow, and which steps in density stop it."""
 
     flow_time: float = 8.4  # in squared voxels of the finest axis; 0 is off
     pull: float = 1 / 14  # back to u0, per flow time; 1 / sqrt(pull) voxels is how far a voxel is heard
@@ -28,18 +33,19 @@ class RefineConfig:
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
+    texture_mm: float = 4.0  # fibrosis lies no further from where cells show it: half a cell
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
-    # True: borders move and nothing else, no lesion comes, see `with_volumes` and `without_newcomers`
-    keep_volumes: bool = False
 
     def __post_init__(self) -> None:
         if not (0 <= self.flow_time < np.inf and 0 <= self.pull < np.inf):
             raise ValueError(
                 f"refine.flow_time is {self.flow_time} and refine.pull {self.pull}: 0 (off) or more is needed of both"
             )
-        if min(self.edge_hu, self.edge_mm) <= 0 or min(self.smooth_mm, self.speck_ml, self.crumb_ml) < 0:
+        least = min(self.smooth_mm, self.speck_ml, self.texture_mm, self.crumb_ml)
+        if min(self.edge_hu, self.edge_mm) <= 0 or least < 0:
             raise ValueError(
-                "refine.edge_hu and refine.edge_mm must be above 0, smooth_mm, speck_ml and crumb_ml not below"
+                "refine.edge_hu and refine.edge_mm must be above 0, smooth_mm, speck_ml, texture_mm and crumb_ml not "
+                "below"
             )
         for name in ("feature_weight", "evident"):
             if not 0 <= getattr(self, name) <= 1:
@@ -88,53 +94,68 @@ ROUNDING = 1e-5  # that much may be missing from a sum of one
 KEPT, KEPT_VOX, TRIES, DAMPING = 0.01, 10, 40, 0.5
 
 
-def fuse(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
-    """What each voxel is, from what is believed of its surroundings: `temper` by its density, then `sobel_diffusion`.
+def by_density(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
+    """What each voxel is, from what is believed of its surroundings and from its own density (`temper`).
 
-    A vessel in a lesion is the lesion's, whatever its density. Borders move; what only this made is looked at again
-    (`without_artefacts`) or goes (`with_volumes`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the
-    lungs; returns the same.
+    A vessel in a lesion is the lesion's, whatever its density. A lesion smaller than a cell comes to light here, and so
+    does noise, so each that is new is looked at again (`without_artefacts`). posterior: float32 (6, z, y, x) over
+    `TISSUES`, 0 outside the lungs; returns the same.
     """
-    anchored = temper(posterior, voxels.hu, voxel_densities(voxels.mode_hu), config.hu_power)
+    if config.hu_power == 0:
+        return posterior.copy()
+    leaned = temper(posterior, voxels.hu, voxel_densities(voxels.mode_hu), config.hu_power)
     in_lesion = voxels.vessels.copy()
     in_lesion[in_lesion] = posterior[:, in_lesion].argmax(axis=0) != Tissue.HEALTHY - 1
-    anchored[:, in_lesion] = posterior[:, in_lesion]
-    fused = sobel_diffusion(anchored, voxels.hu, voxels.lungs, voxels.spacing_mm, config)
-    if config.keep_volumes:
-        return with_volumes(fused, posterior, voxels.lungs)
-    fewest_vox = config.speck_ml * 1000 / float(np.prod(voxels.spacing_mm))
-    return without_artefacts(fused, posterior, voxels.evident, fewest_vox, config.evident)
+    leaned[:, in_lesion] = posterior[:, in_lesion]
+    return without_artefacts(leaned, posterior, voxels, config)
+
+
+def fuse(believed: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
+    """Sobel-diffusion fusion of what is believed of voxels: `sobel_diffusion`, then `with_volumes`.
+
+    believed: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; returns the same.
+    """
+    if config.flow_time == 0:
+        return believed
+    fused = sobel_diffusion(believed, voxels.hu, voxels.lungs, voxels.spacing_mm, config)
+    return with_volumes(fused, believed, voxels.lungs)
 
 
 def without_artefacts(
-    fused: np.ndarray, posterior: np.ndarray, evident: np.ndarray, fewest_vox: float, share: float
+    leaned: np.ndarray, posterior: np.ndarray, voxels: Voxels, config: RefineConfig
 ) -> np.ndarray:
-    """The fused maps, with the posterior again in each lesion that single voxels' density made and cannot vouch for.
+    """Maps that lean on density, with the posterior again where density alone made what it cannot vouch for.
 
-    A lesion is a body of voxels (26 neighbours) of one most likely disease; density made it where the posterior called
-    no more than half of it the same. It stays if it has `fewest_vox`, if `share` of it is `evident` (bool (z, y, x):
-    a vessel's remains and the half wall along the pleura are not), and if it is no fibrosis: that is a texture, and no
-    voxel shows it. Both maps float32 (6, z, y, x); `fused` changes.
+    Fibrosis is a texture that no voxel shows: it lies no more than `texture_mm` from where the posterior has it, and
+    follows no vessel. A lesion of another disease is a body of voxels (26 neighbours) of which it is the most likely;
+    density made it where the posterior called no more than half of it the same. Then it stays if it has `speck_ml`
+    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not. Both maps
+    float32 (6, z, y, x); `leaned` changes.
     """
-    lesions, tissue, known = _lesions(fused, posterior)
+    k = Tissue.FIBROSIS - 1
+    mesh, before = (voxels.lungs & (u.argmax(axis=0) == k) for u in (leaned, posterior))
+    beyond = mesh & ~dilate(before, config.texture_mm, voxels.spacing_mm)
+    leaned[:, beyond] = posterior[:, beyond]
+    lesions, tissue, known = _lesions(leaned, posterior)
     size, seen = _voxels(lesions, lesions > 0), _voxels(lesions, known)
-    vouched = (size >= fewest_vox) & (_voxels(lesions, (lesions > 0) & evident) >= share * size)
+    vouched = size * float(np.prod(voxels.spacing_mm)) / 1000 >= config.speck_ml
+    vouched &= _voxels(lesions, (lesions > 0) & voxels.evident) >= config.evident * size
     vouched &= _voxels(lesions, tissue == Tissue.FIBROSIS) == 0
-    return _put_back(fused, posterior, lesions, (2 * seen <= size) & ~vouched)
+    return _put_back(leaned, posterior, lesions, (2 * seen <= size) & ~vouched)
 
 
-def with_volumes(fused: np.ndarray, posterior: np.ndarray, lungs: np.ndarray) -> np.ndarray:
-    """The fused maps, weighted so that every disease keeps the volume that the posterior gave it; none is new.
+def with_volumes(fused: np.ndarray, believed: np.ndarray, lungs: np.ndarray) -> np.ndarray:
+    """The fused maps, weighted so that every disease keeps the volume that was believed; no lesion is new.
 
-    Lesions that the posterior mostly called otherwise have the posterior again, and so has, in the end, what it called
-    nowhere the same. The weights, one a disease and scan, make its border that of another threshold (Jacobs, Merkurjev
-    and Esedoglu, "Auction dynamics", J Comput Phys 2018); where a map is a step no weight splits it, and a small volume
-    may be off by more than `KEPT`. Both maps float32 (6, z, y, x); `fused` changes.
+    Lesions that were mostly believed to be something else are so again, and so is, in the end, what was nowhere
+    believed to be the same. The weights, one a disease and scan, make its border that of another threshold (Jacobs,
+    Merkurjev and Esedoglu, "Auction dynamics", J Comput Phys 2018); where a map is a step no weight splits it, and a
+    small volume may be off by more than `KEPT`. Both maps float32 (6, z, y, x); `fused` changes.
     """
-    lesions, _, known = _lesions(fused, posterior)
-    _put_back(fused, posterior, lesions, 2 * _voxels(lesions, known) <= _voxels(lesions, lesions > 0))
+    lesions, _, known = _lesions(fused, believed)
+    _put_back(fused, believed, lesions, 2 * _voxels(lesions, known) <= _voxels(lesions, lesions > 0))
     weighted = fused[:, lungs]
-    wanted = np.bincount(posterior[:, lungs].argmax(axis=0), minlength=len(TISSUES))
+    wanted = np.bincount(believed[:, lungs].argmax(axis=0), minlength=len(TISSUES))
     held = [k for k in range(Tissue.EMPHYSEMA - 1, Tissue.CAVITY - 1) if wanted[k]]
     for _ in range(TRIES):
         now = np.bincount(weighted.argmax(axis=0), minlength=len(TISSUES))
@@ -143,14 +164,14 @@ def with_volumes(fused: np.ndarray, posterior: np.ndarray, lungs: np.ndarray) ->
         ratio = wanted[held, None] / np.maximum(now[held, None], 1)
         weighted[held] *= np.clip(ratio, 1 / np.e, np.e) ** DAMPING
     fused[:, lungs] = weighted / np.maximum(weighted.sum(axis=0), 1e-9)
-    lesions, _, known = _lesions(fused, posterior)
-    return _put_back(fused, posterior, lesions, _voxels(lesions, known) == 0)
+    lesions, _, known = _lesions(fused, believed)
+    return _put_back(fused, believed, lesions, _voxels(lesions, known) == 0)
 
 
-def _lesions(fused: np.ndarray, posterior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bodies of one most likely disease, numbered (z, y, x); their tissue (uint8); which the posterior called so."""
-    tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (fused, posterior))
-    tissue[(tissue == Tissue.HEALTHY) | ~fused.any(axis=0)] = 0
+def _lesions(maps: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bodies of one most likely disease, numbered (z, y, x); their tissue (uint8); which `earlier` maps called so."""
+    tissue, before = ((u.argmax(axis=0) + 1).astype(np.uint8) for u in (maps, earlier))
+    tissue[(tissue == Tissue.HEALTHY) | ~maps.any(axis=0)] = 0
     return cc3d.connected_components(tissue), tissue, tissue == before
 
 
@@ -159,11 +180,11 @@ def _voxels(lesions: np.ndarray, of: np.ndarray) -> np.ndarray:
     return np.bincount(lesions[of], minlength=int(lesions.max()) + 1)
 
 
-def _put_back(fused: np.ndarray, posterior: np.ndarray, lesions: np.ndarray, which: np.ndarray) -> np.ndarray:
-    """The fused maps (changed) with the posterior in those lesions."""
+def _put_back(maps: np.ndarray, earlier: np.ndarray, lesions: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """The maps (changed) as they were earlier in those lesions."""
     back = which[lesions] & (lesions > 0)
-    fused[:, back] = posterior[:, back]
-    return fused
+    maps[:, back] = earlier[:, back]
+    return maps
 
 
 def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
@@ -183,18 +204,6 @@ def without_crumbs(labels: np.ndarray, fewest_vox: float) -> np.ndarray:
         votes = np.bincount(around, minlength=Tissue.CAVITY + 1)[1:]
         if votes.any():
             labels[box][own] = votes.argmax() + 1
-    return labels
-
-
-def without_newcomers(labels: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Tissue labels with each body of a disease that was called so nowhere `before` called what it was.
-
-    Both uint8 (z, y, x) on one grid; `labels` change. A body's voxels are 26-neighbours.
-    """
-    bodies = cc3d.connected_components(np.where(labels > Tissue.HEALTHY, labels, np.uint8(0)))
-    known = np.bincount(bodies[labels == before], minlength=int(bodies.max()) + 1) > 0
-    new = ~known[bodies] & (bodies > 0)
-    labels[new] = before[new]
     return labels
 
 

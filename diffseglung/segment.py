@@ -16,7 +16,7 @@ from diffseglung.look import Observation, Stopwatch, look
 from diffseglung.mixture import ANCHORED_MODES, CellTable, couple, entropy, share_names
 from diffseglung.model import Model
 from diffseglung.patches import Scan, between_cells, regrid
-from diffseglung.refine import Voxels, fuse, lung_box, without_crumbs, without_newcomers
+from diffseglung.refine import Voxels, by_density, fuse, lung_box, without_crumbs
 from diffseglung.teacher import TEACHER
 from diffseglung.tissue import scan_reference
 from diffseglung.volume import Volume
@@ -71,7 +71,7 @@ def observe(
 def decide(
     seen: Observation, model: Model, mode: str | None = None, posteriors: np.ndarray | None = None
 ) -> Segmentation:
-    """Mixture, neighbours, cavities and boundaries: what each voxel is.
+    """Mixture, neighbours, density, boundaries and cavities: what each voxel is.
 
     `posteriors` (6, z, y, x) on the lung box, where they are known by other means, take the mixture's place.
     """
@@ -92,13 +92,10 @@ def decide(
             mode_hu=mode_hu,
             spacing_mm=config.patches.spacing_mm,
         )
-        keep = config.refine.keep_volumes
-        before = to_labels(with_cavities(posteriors.copy(), seen), seen, crumb_ml=0) if keep else None
-        posteriors = with_cavities(fuse(posteriors, voxels, config.refine), seen)
+        posteriors = fuse(by_density(posteriors, voxels, config.refine), voxels, config.refine)
+        posteriors = with_cavities(posteriors, seen)
     with watch("labels"):
         labels = to_labels(posteriors, seen, config.refine.crumb_ml)
-        if before is not None:
-            without_newcomers(labels, before)
     doubt = entropy(posteriors[:, scan.lungs])
     return Segmentation(
         labels=labels,

@@ -32,7 +32,7 @@ from diffseglung.feature_search import (
 from diffseglung.features import encode, sample_cells
 from diffseglung.mixture import CellTable, couple, fit_cells
 from diffseglung.prepare import prepare_case
-from diffseglung.refine import fuse
+from diffseglung.refine import by_density, fuse
 from diffseglung.schemas import CELL_KEY
 from diffseglung.segment import to_voxels
 from diffseglung.student import Student
@@ -221,7 +221,8 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
         dense = couple(
             posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
         )
-        fine = fuse(to_voxels(dense, seen.voxels.lungs, config.patches.cell_vox), seen.voxels, config.refine)
+        fine = to_voxels(dense, seen.voxels.lungs, config.patches.cell_vox)
+        fine = fuse(by_density(fine, seen.voxels, config.refine), seen.voxels, config.refine)
         for cell in range(0, len(seen.place), 97):
             z, y, x = np.unravel_index(seen.place[cell], seen.grid)
             box = tuple(
