@@ -33,6 +33,7 @@ class RefineConfig:
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
+    blood_hu: float = 140.0  # and no more than half of it denser: consolidated lung with contrast is not
     texture_mm: float = 4.0  # fibrosis lies no further from where cells show it: half a cell
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
 
@@ -129,8 +130,8 @@ def without_artefacts(
     Fibrosis is a texture that no voxel shows: it lies no more than `texture_mm` from where the posterior has it, and
     follows no vessel. A lesion of another disease is a body of voxels (26 neighbours) of which it is the most likely;
     density made it where the posterior called no more than half of it the same. Then it stays if it has `speck_ml`
-    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not. Both maps
-    float32 (6, z, y, x); `leaned` changes.
+    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not; one that is mostly
+    denser than `blood_hu` is a vessel full of contrast. Both maps float32 (6, z, y, x); `leaned` changes.
     """
     k = Tissue.FIBROSIS - 1
     mesh, before = (voxels.lungs & (u.argmax(axis=0) == k) for u in (leaned, posterior))
@@ -141,6 +142,7 @@ def without_artefacts(
     vouched = size * float(np.prod(voxels.spacing_mm)) / 1000 >= config.speck_ml
     vouched &= _voxels(lesions, (lesions > 0) & voxels.evident) >= config.evident * size
     vouched &= _voxels(lesions, tissue == Tissue.FIBROSIS) == 0
+    vouched &= 2 * _voxels(lesions, (lesions > 0) & (voxels.hu > config.blood_hu)) <= size
     return _put_back(leaned, posterior, lesions, (2 * seen <= size) & ~vouched)
 
 

@@ -369,6 +369,16 @@ def test_a_lesion_that_the_mixture_did_not_know_must_be_large_evident_and_no_tex
     assert not left[:, 0].any()
 
 
+@pytest.mark.parametrize(("contrast_hu", "stays"), [(90, True), (250, False)])
+def test_a_vessel_full_of_contrast_is_no_consolidation(contrast_hu, stays):
+    leaned, posterior = lesions(Tissue.CONSOLIDATION)
+    left = without_artefacts(
+        leaned.copy(), posterior, even_lung(contrast_hu, leaned.shape[1:]), RefineConfig(speck_ml=0.48)
+    )
+    place = (slice(None), *LESIONS["large"])
+    np.testing.assert_array_equal(left[place], (leaned if stays else posterior)[place])
+
+
 @pytest.mark.parametrize(("tissue", "reach_vox"), [(Tissue.FIBROSIS, 2), (Tissue.CONSOLIDATION, 8)])
 def test_fibrosis_follows_no_vessel_away_from_where_cells_show_it(tissue, reach_vox):
     """A known lesion from which density draws a strand of 8 voxels of 2 mm; fibrosis gets half a cell of it."""
