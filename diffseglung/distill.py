@@ -8,7 +8,7 @@ The loop is a generator of (step, metrics): it does not know who logs, saves or 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -189,7 +189,8 @@ def distill(
             draw = draw_randomness(batch, run, weight > 0, micro, rank, world)
             # Ranks exchange gradients once a step, with the last part.
             parallel = isinstance(network, DistributedDataParallel)
-            with network.no_sync() if parallel and micro + 1 < config.accumulate else nullcontext():  # type: ignore[operator]
+            quiet = network.no_sync() if parallel and micro + 1 < config.accumulate else nullcontext()  # type: ignore[operator]
+            with quiet, sound_kernels(run.device, config.precision):
                 loss, metrics = distillation_loss(network, batch, draw, run, weight)
                 (loss / config.accumulate).backward()
             parts.append(metrics)
@@ -214,6 +215,16 @@ def distill(
                 f"the loss is {metrics['loss']} at step {run.step}; lower train.lr (now {config.lr}) and start again"
             )
         yield run.step, metrics
+
+
+def sound_kernels(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Where convolutions may be learned through: without oneDNN in half precision on a processor.
+
+    There (torch 2.13.0, AMD EPYC with avx512_bf16) its gradients of bfloat16 3-D convolutions differ from run to run,
+    some of them infinite; torch's own agree with those of full precision.
+    """
+    trusted = device.type != "cpu" or precision == "float32"
+    return nullcontext() if trusted else torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
 
 
 def prepare_batch(batch: Batch, run: Distillation) -> Batch:
