@@ -33,7 +33,7 @@ class RefineConfig:
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
-    blood_hu: float = 140.0  # and no more than half of it denser: consolidated lung with contrast is not
+    blood_hu: float = 140.0  # and no more than half of it denser, as a vessel full of contrast is
     texture_mm: float = 4.0  # fibrosis lies no further from where cells show it: half a cell
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
 

@@ -383,15 +383,14 @@ def test_a_vessel_full_of_contrast_is_no_consolidation(contrast_hu, stays):
 def test_fibrosis_follows_no_vessel_away_from_where_cells_show_it(tissue, reach_vox):
     """A known lesion from which density draws a strand of 8 voxels of 2 mm; fibrosis gets half a cell of it."""
     posterior = sure(tissue, 0.0, (12, 12, 24))
+    known, strand = np.s_[2:10, 2:10, 2:10], np.s_[5:7, 5:7, 10:18]
+    posterior[(0, *known)], posterior[(tissue - 1, *known)] = 0.3, 0.7
     leaned = posterior.copy()
-    for maps, end in ((posterior, 10), (leaned, 18)):
-        place = np.s_[2:10, 2:10, 2:10] if end == 10 else np.s_[5:7, 5:7, 2:end]
-        maps[(0, *place)], maps[(tissue - 1, *place)] = 0.3, 0.7
-    leaned[:, 2:10, 2:10, 2:10] = posterior[:, 2:10, 2:10, 2:10]
+    leaned[(0, *strand)], leaned[(tissue - 1, *strand)] = 0.3, 0.7
     left = without_artefacts(leaned, posterior, even_lung(-500, (12, 12, 24)), RefineConfig())
-    strand = left[tissue - 1, 5:7, 5:7, 10:] > 0.5
-    assert strand[..., :reach_vox].all()
-    assert not strand[..., reach_vox:].any()
+    kept = left[(tissue - 1, *strand)] > 0.5
+    assert kept[..., :reach_vox].all()
+    assert not kept[..., reach_vox:].any()
 
 
 def test_fusion_moves_borders_keeps_volumes_and_makes_no_lesion():
@@ -406,17 +405,17 @@ def test_fusion_moves_borders_keeps_volumes_and_makes_no_lesion():
     posterior[0] = 1 - posterior[2]
     voxels = Voxels(hu, lungs, ~lungs, lungs, -850.0, ISOTROPIC)
     believed = by_density(posterior, voxels, RefineConfig())
-    fused = {"of the mixture": posterior, "of density too": believed}
-    fused = {name: (u, fuse(u, voxels, RefineConfig())) for name, u in fused.items()}
-    for before, after in fused.values():
-        before, glass = (u.argmax(axis=0) == 2 for u in (before, after))
-        assert glass.sum() == pytest.approx(before.sum(), rel=0.02)
-        assert (glass != before).any(), "borders move"
-        np.testing.assert_allclose(after.sum(axis=0), 1, atol=1e-5)
-        new = cc3d.connected_components(glass)
-        assert set(np.unique(new[glass])) == set(np.unique(new[glass & before]))
-    assert not (fused["of the mixture"][1].argmax(axis=0) == 2)[..., :30].any()
-    assert (fused["of density too"][1].argmax(axis=0) == 2)[6:10, 8:12, 10:14].all()
+    glass = {}
+    for name, u in {"mixture": posterior, "density": believed}.items():
+        fused = fuse(u, voxels, RefineConfig())
+        np.testing.assert_allclose(fused.sum(axis=0), 1, atol=1e-5)
+        before, glass[name] = (maps.argmax(axis=0) == 2 for maps in (u, fused))
+        assert glass[name].sum() == pytest.approx(before.sum(), rel=0.02)
+        assert (glass[name] != before).any(), "borders move"
+        bodies = cc3d.connected_components(glass[name])
+        assert set(np.unique(bodies[glass[name]])) == set(np.unique(bodies[glass[name] & before]))
+    assert not glass["mixture"][..., :30].any()
+    assert glass["density"][6:10, 8:12, 10:14].all()
 
 
 def test_a_crumb_is_called_what_lies_around_it():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from diffseglung.anatomy.morphology import dilate
 from diffseglung.anatomy.symmetry import dense_as_mirrored, middle, mirrored
 
 SPACING = (2.0, 2.0, 2.0)
@@ -58,6 +59,18 @@ def test_nothing_is_added_where_no_dense_body_is_or_something_else_surely_is():
     )  # the shell is wall where the lung beside it is healthy
     assert not dense_as_mirrored(known, 1, aired, nowhere, SPACING).any()
     assert not dense_as_mirrored(np.where(known == 1, known, 0), 1, hu, nowhere, SPACING).any()  # one lung
+
+
+def test_what_air_parts_from_the_body_is_none_of_it():
+    """A fold of lung runs between the body and what would be its shell."""
+    true, dense, hu = chest()
+    known = known_of(true, dense)
+    missing = (true == 1) & (known == 0)
+    fold = missing & dilate(known == 1, 2.0, SPACING)
+    assert (missing & ~fold).any()
+    parted = np.where(fold, np.float32(-850), hu)
+    found = dense_as_mirrored(known, 1, parted, np.zeros(SHAPE, bool), SPACING)
+    assert (found & missing & ~fold).sum() < 0.02 * missing.sum()
 
 
 def test_below_the_lung_lies_the_liver():
