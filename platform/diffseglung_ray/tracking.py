@@ -162,8 +162,8 @@ def open_run(
 
     `manifest` is the content of the workspace's `manifest.json`, `init` the model that it starts from. With `parent`
     the run is shown nested. With `go_on` it is the last one of that name, settings, data, start and parent, where
-    that one did not reach its end: killed, failed, or left by a driver that is no more. `about` are more tags that
-    have to be the same to go on.
+    that one did not reach its end: killed, failed, or left by a driver that is no more. `about` are more tags of the
+    new run, which have to be the same to go on.
     """
     mlflow = _mlflow()
     client = mlflow.MlflowClient()

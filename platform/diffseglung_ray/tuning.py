@@ -328,13 +328,14 @@ class Sweep:
 
     def features(self, student: Student, method: Config, count: int) -> list[Row]:
         """A row for each setting, judged by one worker; a child of the sweep's run holds the curve."""
-        known = self.run.children(sweep_part="features").get("features")
+        known = self.run.children(**part_of("features")).get("features")
         child = (
             Run(self.run.experiment_id, known)
             if known
-            else open_run(method, self.config.tracking, name="features", parent=self.run)
+            else open_run(
+                method, self.config.tracking, name="features", parent=self.run, about=part_of("features")
+            )
         )
-        child.tag(sweep_part="features")
         rows: list[Row] = []
         logged = child.last_step("score") if known else -1
         curve: list[tuple[int, Row]] = []
@@ -568,14 +569,20 @@ class Diary(ray_tune.Callback):
 
     def _run(self, settings: Settings) -> Run:
         if not self.runs:
-            known = self.parent.children(sweep_part="trial")
+            known = self.parent.children(**part_of("trial"))
             self.runs = {name: Run(self.parent.experiment_id, one) for name, one in known.items()}
         name = f"trial {settings[NUMBER] + 1}"
         if name not in self.runs:
             config = put_into(self.method, settings)
-            self.runs[name] = open_run(config, self.config.tracking, name=name, parent=self.parent)
-            self.runs[name].tag(sweep_part="trial")
+            self.runs[name] = open_run(
+                config, self.config.tracking, name=name, parent=self.parent, about=part_of("trial")
+            )
         return self.runs[name]
+
+
+def part_of(part: str) -> dict[str, str]:
+    """The tag that a sweep that goes on finds its runs by, theirs from the first: a driver may be killed any time."""
+    return {"sweep_part": part}
 
 
 def print_setting(number: int, count: int, row: Row, best: Row) -> None:

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -21,9 +23,11 @@ from ray.util import placement_group_table
 from diffseglung.feature_search import Setting, split_cases, timestep_sets
 from diffseglung.model import Model
 from diffseglung_ray.config import RunConfig, WrongArgument, load_config
-from diffseglung_ray.tracking import fetch_model, start_run
+from diffseglung_ray.sweep_order import NUMBER
+from diffseglung_ray.tracking import Run, fetch_model, open_run, start_run
 from diffseglung_ray.tuning import (
     PARAMETERS,
+    Diary,
     Row,
     bounded_sample,
     mark_best,
@@ -260,6 +264,23 @@ def test_the_features_of_a_model_that_is_there_are_searched_without_training(
     assert all((weights[name] == frozen[name]).all() for name in frozen)
     assert mlflow.MlflowClient().get_model_version_by_alias("diffseglung", "features-alone").tags["sweep"]
     assert Setting.of(made.config).timesteps in timestep_sets(SMOKE.method)
+
+
+def test_a_trials_run_is_known_again_though_the_driver_was_killed_as_it_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(run: Run) -> None:
+        raise ConnectionAbortedError
+
+    sweep = open_run(SMOKE.method, SMOKE.tracking, name="tune smoke")
+    monkeypatch.setattr(Run, "beat", killed)  # the first thing that is told of a run that is there
+    trial = SimpleNamespace(config=space_of(SMOKE.method)[1] | {NUMBER: 0})
+    for error in (ConnectionAbortedError, None):  # the driver that is killed, the one that goes on
+        with pytest.raises(error) if error else nullcontext():
+            Diary(SMOKE.method, SMOKE, sweep, TRIALS).on_trial_error(0, [], trial)
+    client = mlflow.MlflowClient()
+    made = client.search_runs([sweep.experiment_id], f"tags.`mlflow.parentRunId` = '{sweep.id}'")
+    assert [(run.info.run_name, run.info.status) for run in made] == [("trial 1", "FAILED")]
 
 
 def test_a_trial_is_the_same_training_in_little() -> None:
