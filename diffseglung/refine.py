@@ -33,7 +33,7 @@ class RefineConfig:
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
     evident: float = 1 / 3  # and that share of it evident
-    blood_hu: float = 140.0  # and no more than half of it denser, as a vessel full of contrast is
+    blood_hu: float = 140.0  # and no denser, as a vessel full of contrast is
     texture_mm: float = 4.0  # fibrosis lies no further from where cells show it: half a cell
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
 
@@ -93,6 +93,7 @@ SLOPE, ACROSS = np.array([[-0.5, 0, 0.5], [0.25, 0.5, 0.25]], np.float32)  # Sob
 ROUNDING = 1e-5  # that much may be missing from a sum of one
 # What of a volume may change, a share or so many voxels; how often and how gently weights are mended for that.
 KEPT, KEPT_VOX, TRIES, DAMPING = 0.01, 10, 40, 0.5
+CUBE = np.ones((2, 2, 2), bool)  # voxels; the blurred border of what is dense holds none
 
 
 def by_density(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
@@ -130,8 +131,9 @@ def without_artefacts(
     Fibrosis is a texture that no voxel shows: it lies no more than `texture_mm` from where the posterior has it, and
     follows no vessel. A lesion of another disease is a body of voxels (26 neighbours) of which it is the most likely;
     density made it where the posterior called no more than half of it the same. Then it stays if it has `speck_ml`
-    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not; one that is mostly
-    denser than `blood_hu` is a vessel full of contrast. Both maps float32 (6, z, y, x); `leaned` changes.
+    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not, nor is what is
+    denser than `blood_hu`, a vessel full of contrast. Ground glass fills lung: a layer of one voxel that density makes
+    (no `CUBE`) is the blurred border of a mass, a cavity or a vessel. Both maps float32 (6, z, y, x); `leaned` changes.
     """
     k = Tissue.FIBROSIS - 1
     mesh, before = (voxels.lungs & (u.argmax(axis=0) == k) for u in (leaned, posterior))
@@ -140,10 +142,15 @@ def without_artefacts(
     lesions, tissue, known = _lesions(leaned, posterior)
     size, seen = _voxels(lesions, lesions > 0), _voxels(lesions, known)
     vouched = size * float(np.prod(voxels.spacing_mm)) / 1000 >= config.speck_ml
-    vouched &= _voxels(lesions, (lesions > 0) & voxels.evident) >= config.evident * size
+    evident = voxels.evident & (voxels.hu <= config.blood_hu)
+    vouched &= _voxels(lesions, (lesions > 0) & evident) >= config.evident * size
     vouched &= _voxels(lesions, tissue == Tissue.FIBROSIS) == 0
-    vouched &= 2 * _voxels(lesions, (lesions > 0) & (voxels.hu > config.blood_hu)) <= size
-    return _put_back(leaned, posterior, lesions, (2 * seen <= size) & ~vouched)
+    _put_back(leaned, posterior, lesions, (2 * seen <= size) & ~vouched)
+    haze, before = (u.argmax(axis=0) == Tissue.GROUND_GLASS - 1 for u in (leaned, posterior))
+    haze &= voxels.lungs
+    layer = haze & ~before & ~ndimage.binary_opening(haze, CUBE)
+    leaned[:, layer] = posterior[:, layer]
+    return leaned
 
 
 def with_volumes(fused: np.ndarray, believed: np.ndarray, lungs: np.ndarray) -> np.ndarray:

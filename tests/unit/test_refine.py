@@ -369,14 +369,37 @@ def test_a_lesion_that_the_mixture_did_not_know_must_be_large_evident_and_no_tex
     assert not left[:, 0].any()
 
 
-@pytest.mark.parametrize(("contrast_hu", "stays"), [(90, True), (250, False)])
-def test_a_vessel_full_of_contrast_is_no_consolidation(contrast_hu, stays):
+@pytest.mark.parametrize(
+    ("contrast_hu", "beside", "stays"), [(90, 8, True), (250, 8, False), (250, 3, False)]
+)
+def test_a_vessel_full_of_contrast_is_no_consolidation(contrast_hu, beside, stays):
+    """Nor is one whose border, of which it shows half as much, is no denser than tissue: 3 of 8 rows are vessel."""
     leaned, posterior = lesions(Tissue.CONSOLIDATION)
+    voxels = even_lung(60, leaned.shape[1:])
+    voxels.hu[2 : 2 + beside] = contrast_hu
+    evident = voxels.lungs.copy()
+    evident[8:] = evident[5:8] = beside == 8
     left = without_artefacts(
-        leaned.copy(), posterior, even_lung(contrast_hu, leaned.shape[1:]), RefineConfig(speck_ml=0.48)
+        leaned.copy(), posterior, voxels._replace(evident=evident), RefineConfig(speck_ml=0.48)
     )
     place = (slice(None), *LESIONS["large"])
     np.testing.assert_array_equal(left[place], (leaned if stays else posterior)[place])
+
+
+@pytest.mark.parametrize(
+    ("tissue", "thick_vox", "stays"),
+    [(Tissue.GROUND_GLASS, 1, False), (Tissue.GROUND_GLASS, 2, True), (Tissue.CONSOLIDATION, 1, True)],
+)
+def test_a_layer_of_one_voxel_is_a_border_and_no_ground_glass(tissue, thick_vox, stays):
+    """Density lays a layer along a lesion that the mixture knew, 2 mm a voxel."""
+    posterior = sure(tissue, 0.0, (12, 12, 24))
+    known, layer = np.s_[2:10, 2:10, 2:6], np.s_[2:10, 2 : 2 + thick_vox, 6:22]
+    posterior[(0, *known)], posterior[(tissue - 1, *known)] = 0.3, 0.7
+    leaned = posterior.copy()
+    leaned[(0, *layer)], leaned[(tissue - 1, *layer)] = 0.3, 0.7
+    left = without_artefacts(leaned, posterior, even_lung(-500, (12, 12, 24)), RefineConfig())
+    assert ((left[(tissue - 1, *layer)] > 0.5) == stays).all()
+    assert (left[(tissue - 1, *known)] > 0.5).all()
 
 
 @pytest.mark.parametrize(("tissue", "reach_vox"), [(Tissue.FIBROSIS, 2), (Tissue.CONSOLIDATION, 8)])
