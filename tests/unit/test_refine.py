@@ -378,7 +378,7 @@ def test_a_vessel_full_of_contrast_is_no_consolidation(contrast_hu, beside, stay
     voxels = even_lung(60, leaned.shape[1:])
     voxels.hu[2 : 2 + beside] = contrast_hu
     evident = voxels.lungs.copy()
-    evident[8:] = evident[5:8] = beside == 8
+    evident[5:] = beside == 8
     left = without_artefacts(
         leaned.copy(), posterior, voxels._replace(evident=evident), RefineConfig(speck_ml=0.48)
     )
