@@ -10,11 +10,13 @@ hila, density that sinks to the back, bronchial walls, fissures, the moving edge
 """
 
 from .cohort import Row, case_kinds, case_seed, write_case, write_cohort, write_manifest
+from .effusion import Effusion
 from .insertion import write_inserted
 from .lesions import insert_lesions
 from .make import Phantom, PhantomConfig, make_phantom
 
 __all__ = [
+    "Effusion",
     "Phantom",
     "PhantomConfig",
     "Row",

@@ -5,11 +5,12 @@ view of 320 x 320 x 240 mm, and stretched to the patient at hand. HU are textboo
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
 
+from .effusion import Effusion, fluid_depth
 from .fields import Frame, blend, both, cover, depth_of, either, path, ramp, smooth_noise
 from .trees import Tree, grow
 
@@ -21,6 +22,7 @@ MAIN_BRONCHUS_MM = {"right": (2.0, 14.0, -33.0), "left": (-2.0, 20.0, 36.0)}
 ARTERY_HILUM_MM = {"right": (4.0, -2.0, -36.0), "left": (14.0, 14.0, 38.0)}
 VEIN_HILUM_MM = {"right": (-14.0, 8.0, -28.0), "left": (-12.0, 12.0, 30.0)}
 AIR, FAT, MUSCLE, SKIN, LIVER, MARROW, CORTEX = -1000.0, -100.0, 50.0, 10.0, 55.0, 180.0, 600.0
+AIRLESS, SQUEEZED_MM = -150.0, 6.0  # lung at a fluid's edge, and how far from it half of that is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class Chest:
     lungs: np.ndarray
     airways: np.ndarray
     vessels: np.ndarray
+    effusion: np.ndarray
     story: dict[str, object] = field(default_factory=dict)
 
 
@@ -92,8 +95,8 @@ class _Shapes:
     lung: np.ndarray
 
 
-def make_chest(rng: np.random.Generator, frame: Frame) -> Chest:
-    """Draws a patient and paints it from the skin inwards."""
+def make_chest(rng: np.random.Generator, frame: Frame, effusion: Effusion | None = None) -> Chest:
+    """Draws a patient and paints it from the skin inwards; fluid, if any, takes room from the same lungs."""
     physique = draw_physique(rng, frame)
     shapes = _shapes(rng, frame, physique)
     hu = _paint_wall(rng, frame, physique, shapes)
@@ -101,10 +104,26 @@ def make_chest(rng: np.random.Generator, frame: Frame) -> Chest:
     hu = _paint_spine(frame, shapes, hu)
     hu = _paint_mediastinum(rng, frame, physique, shapes, hu)
     parenchyma, upper = _parenchyma(rng, frame, physique, shapes)
-    hu = blend(hu, parenchyma, _lung_share(frame, physique, shapes))
-    hu, large_airway, airways, vessels = _paint_trees(rng, frame, physique, shapes, upper, hu)
+    share = _lung_share(frame, physique, shapes)
+    aired = blend(hu, parenchyma, share)
+    aired, large_airway, airways, vessels = _paint_trees(rng, frame, physique, shapes, upper, aired)
     inside = (shapes.lung > 0) & (large_airway < 0.5)
-    return Chest(hu, inside, airways > 0.5, (vessels > 0.5) & inside & (airways <= 0.5), asdict(physique))
+    vessels = (vessels > 0.5) & inside & (airways <= 0.5)
+    chest = Chest(aired, inside, airways > 0.5, vessels, np.zeros_like(inside), asdict(physique))
+    return _pour(frame, shapes, effusion, chest, hu, share) if effusion else chest
+
+
+def _pour(
+    frame: Frame, shapes: _Shapes, effusion: Effusion, chest: Chest, around: np.ndarray, share: np.ndarray
+) -> Chest:
+    """The chest with fluid in it: lung, `share` of each voxel in what lies `around`, gives way and is squeezed."""
+    depth_mm = fluid_depth(effusion, frame, chest.lungs, shapes.lung, (shapes.z, shapes.y, shapes.x))
+    near = np.exp2(np.minimum(depth_mm, 0) / SQUEEZED_MM)
+    hu = np.maximum(chest.hu, blend(chest.hu, AIRLESS, near * share))
+    hu = blend(hu, blend(around, effusion.hu, share), cover(depth_mm, frame.pixel_mm))
+    fluid = chest.lungs & (depth_mm > 0)
+    lungs, airways, vessels = (part & ~fluid for part in (chest.lungs, chest.airways, chest.vessels))
+    return replace(chest, hu=hu, lungs=lungs, airways=airways, vessels=vessels, effusion=fluid)
 
 
 # ---- shapes

@@ -7,6 +7,7 @@ import numpy as np
 from ..frozen import frozen
 from ..labels import DISEASES, Tissue
 from .chest import make_chest
+from .effusion import Effusion
 from .fields import Frame, Shape, Spacing
 from .lesions import Canvas, paint_diseases
 from .scanner import draw_scanner, scan
@@ -35,13 +36,17 @@ class PhantomConfig:
 
 @dataclass(frozen=True, slots=True)
 class Phantom:
-    """A digital scan and what is in it; arrays (z, y, x), canonical. Affine: index (z, y, x, 1) to LPS mm."""
+    """A digital scan and what is in it; arrays (z, y, x), canonical. Affine: index (z, y, x, 1) to LPS mm.
+
+    `effusion` (bool): fluid beside the lungs, no lung, so not in the truth either.
+    """
 
     hu: np.ndarray
     truth: np.ndarray
     lungs: np.ndarray
     airways: np.ndarray
     vessels: np.ndarray
+    effusion: np.ndarray
     spacing_mm: Spacing
     affine: np.ndarray
     story: dict[str, object]
@@ -53,11 +58,13 @@ def make_phantom(
     *,
     healthy: bool = False,
     kinds: tuple[Tissue, ...] | None = None,
+    effusion: Effusion | None = None,
 ) -> Phantom:
     """A chest CT drawn from a seed: the same seed gives the same bytes, and the same patient when `healthy`.
 
     kinds: the diseases to paint; drawn (two to four) where not given. hu int16, truth uint8 (`Tissue`:
-    vessels and bronchi within lung or lesion carry its label; a cavity is its air and its wall).
+    vessels and bronchi within lung or lesion carry its label; a cavity is its air and its wall). An effusion
+    is poured into the same patient before the diseases come; none is drawn.
     """
     config = config or PhantomConfig()
     patient, disease, table = (np.random.default_rng([seed, stage]) for stage in range(3))
@@ -65,7 +72,7 @@ def make_phantom(
     if kinds is None:
         kinds = tuple(sorted(disease.choice(DISEASES, disease.integers(2, 5), replace=False)))
     kinds = () if healthy else tuple(Tissue(kind) for kind in kinds)
-    chest = make_chest(patient, frame)
+    chest = make_chest(patient, frame, effusion)
     canvas = Canvas.over(chest.hu, chest.lungs, frame.spacing_mm, airways=chest.airways)
     paint_diseases(canvas, seed, kinds)
     scanner = draw_scanner(table)
@@ -75,6 +82,7 @@ def make_phantom(
         lungs=chest.lungs,
         airways=chest.airways,
         vessels=chest.vessels,
+        effusion=chest.effusion,
         spacing_mm=frame.spacing_mm,
         affine=_draw_affine(table, frame),
         story={
@@ -82,7 +90,8 @@ def make_phantom(
             "diseases": [tissue.key for tissue in DISEASES if (canvas.truth == tissue).any()],
             "patient": chest.story,
             "scanner": asdict(scanner),
-        },
+        }
+        | ({"effusion": asdict(effusion)} if effusion else {}),
     )
 
 
