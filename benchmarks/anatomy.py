@@ -1,6 +1,8 @@
-"""How good is the anatomy, and how fast? Three tables in Markdown, and a contact sheet of every scan to look at.
+"""How good is the anatomy, and how fast? Tables in Markdown, and a contact sheet of every scan to look at.
 
     python benchmarks/anatomy.py                          # real scans and phantoms, scored
+    python benchmarks/anatomy.py --effusions              # phantoms with pleural fluid: does it stay out?
+    python benchmarks/anatomy.py --consolidation 6102     # 24 phantoms of a cohort's seed: does it come in?
     python benchmarks/anatomy.py --speed                  # seconds by stage and memory, beside scikit-image
     python benchmarks/anatomy.py --sheet sheets           # one picture a scan: look at them
 
@@ -27,7 +29,7 @@ from diffseglung.anatomy import Anatomy, NoLungs, find_anatomy
 from diffseglung.anatomy.morphology import dilate, erode
 from diffseglung.labels import DISEASES, STRUCTURE_RGB, Structure, Tissue
 from diffseglung.look import Stopwatch
-from diffseglung.phantom import case_kinds, case_seed, make_phantom
+from diffseglung.phantom import Effusion, case_kinds, case_seed, make_phantom
 from diffseglung.volume import Volume, read_labels, read_volume
 
 FOREIGN = ("emphysema-4mm", "emphysema-right")  # their masks are not made by this project
@@ -178,6 +180,72 @@ def phantom_row(name: str, seed: int, kinds: tuple[Tissue, ...]) -> list[str]:
     ]
 
 
+# Seed and fluid, without disease and with consolidation. Slices of 1 to 5 mm, noise of 10 to 23 HU; 3, 11 and 20 have
+# contrast in their blood.
+EFFUSIONS = [
+    (4, (), Effusion(right_ml=60, hu=0)),
+    (10, (), Effusion(left_ml=120, hu=20)),
+    (3, (), Effusion(right_ml=250, left_ml=250, hu=8)),
+    (18, (), Effusion(left_ml=500, hu=18)),
+    (1, (Tissue.CONSOLIDATION,), Effusion(right_ml=150, hu=5)),
+    (9, (Tissue.CONSOLIDATION,), Effusion(right_ml=300, hu=15)),
+    (11, (Tissue.CONSOLIDATION,), Effusion(right_ml=200, left_ml=100, hu=12)),
+    (13, (Tissue.CONSOLIDATION,), Effusion(right_ml=80, left_ml=200, hu=10)),
+    (16, (Tissue.CONSOLIDATION,), Effusion(left_ml=250, hu=20)),
+    (20, (Tissue.CONSOLIDATION,), Effusion(right_ml=400, hu=10)),
+]
+EFFUSION_HEAD = [
+    *("seed", "fluid right, left ml", "fluid HU", "slice mm", "noise HU", "fluid inside % (ml)"),
+    *("consolidation ml", "consolidation inside %", "other in lungs ml", "lungs Dice"),
+]
+
+
+def effusion_row(seed: int, kinds: tuple[Tissue, ...], effusion: Effusion) -> list[str]:
+    """One line of the table of phantoms with fluid, which is no lung."""
+    phantom = make_phantom(seed, healthy=not kinds, kinds=kinds, effusion=effusion)
+    anatomy = find_anatomy(Volume.from_array(phantom.hu, phantom.spacing_mm))
+    lungs, fluid, dense = anatomy.lungs, phantom.effusion, phantom.truth == Tissue.CONSOLIDATION
+    scanner = phantom.story["scanner"]
+    assert isinstance(scanner, dict)
+    return [
+        f"{seed}",
+        f"{effusion.right_ml:.0f}, {effusion.left_ml:.0f}",
+        f"{effusion.hu:.0f}",
+        f"{scanner['slice_mm']:.1f}",
+        f"{scanner['noise_hu']:.0f}",
+        f"{share(lungs, fluid):.1f} ({(lungs & fluid).sum() * anatomy.voxel_ml:.0f})",
+        f"{dense.sum() * anatomy.voxel_ml:.0f}",
+        f"{share(lungs, dense):.1f}" if dense.any() else "-",
+        f"{(lungs & ~phantom.lungs & ~fluid).sum() * anatomy.voxel_ml:.0f}",
+        f"{dice(lungs, phantom.lungs):.3f}",
+    ]
+
+
+CONSOLIDATION_HEAD = ["case", "consolidation ml", "inside ml", "inside %", "other in lungs, off the surface, ml"]
+COHORT = 24
+
+
+def consolidation_rows(seed: int) -> Iterator[list[str]]:
+    """The phantoms of a cohort that hold any, and their sum; what lies within a working voxel of lung is no leak."""
+    total = np.zeros(3)
+    for index in range(COHORT):
+        kinds = case_kinds(seed, index)
+        phantom = make_phantom(case_seed(seed, index), healthy=not kinds, kinds=kinds)
+        anatomy = find_anatomy(Volume.from_array(phantom.hu, phantom.spacing_mm))
+        lungs, dense = anatomy.lungs, phantom.truth == Tissue.CONSOLIDATION
+        leak = lungs & ~dilate(phantom.lungs | phantom.airways, OFF_MM, phantom.spacing_mm)
+        ml = np.array([part.sum() for part in (dense, lungs & dense, leak)]) * anatomy.voxel_ml
+        total += ml
+        if dense.any():
+            yield [f"{index}", *consolidation_cells(ml)]
+    yield [f"all {COHORT}", *consolidation_cells(total)]
+
+
+def consolidation_cells(ml: np.ndarray) -> list[str]:
+    """ml of it, of it inside, and of what is no lung."""
+    return [f"{ml[0]:.0f}", f"{ml[1]:.0f}", f"{100 * ml[1] / ml[0]:.1f}", f"{ml[2]:.1f}"]
+
+
 # ---- speed
 
 
@@ -310,6 +378,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[])
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--speed", action="store_true")
+    parser.add_argument("--effusions", action="store_true")
+    parser.add_argument("--consolidation", type=int, metavar="SEED")
     parser.add_argument("--time", nargs=2, metavar=("SCAN", "WAY"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if (args.time or args.speed) and not os.environ.get("DIFFSEGLUNG_CT"):
@@ -320,6 +390,10 @@ def main() -> None:
         return time_one(*args.time)
     if args.speed:
         return speed()
+    if args.effusions:
+        return table(EFFUSION_HEAD, (effusion_row(*one) for one in EFFUSIONS))
+    if args.consolidation is not None:
+        return table(CONSOLIDATION_HEAD, consolidation_rows(args.consolidation))
     if args.public:
         from diffseglung_ray.public_scans import fetch_public_scans
 

@@ -35,7 +35,8 @@ SPLITS = {"train": (24, 6101), "validation": (24, 6102), "test": (24, 6112)}
 CELLS_A_SCAN = 2304  # as many as jobs/train.py samples of 48 patches
 # What a look depends on. A change of the mixture, or of what follows it, costs no new look.
 DRAWN_BY = tuple(
-    f"phantom/{name}.py" for name in ("chest", "cohort", "fields", "lesions", "make", "scanner", "trees")
+    f"phantom/{name}.py"
+    for name in ("chest", "cohort", "effusion", "fields", "lesions", "make", "scanner", "trees")
 )
 LOOKED_BY = (
     "anatomy",
