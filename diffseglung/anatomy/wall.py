@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-from diffseglung.anatomy.morphology import Spacing, components, dilate, erode, opening
+from diffseglung.anatomy.fluid import without_fluid
+from diffseglung.anatomy.morphology import Spacing, components, dilate, opening
 
 BONE_HU = 220
 STEP_DEG = 3
@@ -26,7 +27,6 @@ NOTCH_DEG = 75  # the lung's lower border may be lifted by disease over this muc
 OFTEN = 0.35
 # One body may lie in pieces; a lobule of liver that the diaphragm's dome lifts to the ribs has 3 ml.
 PIECE_ML, APART_MM, MIN_BODY_ML = 2.0, 10.0, 5.0
-FLUID_BELOW_MUSCLE_HU, HOLLOW_HU, HOLLOW_SHARE = 22.0, -150.0, 0.004
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,15 +62,12 @@ def dense_at_ribs(
     radius, angle = _polar(lung.shape, centre, number, spacing_mm)
     z = np.arange(lung.shape[0])[:, None, None]
     body = (radius >= start[z, angle]) & (radius <= stop[z, angle]) & (lungs == 0) & ~bone & ~keep_out
-    body &= dilate(opening(body, 4.0, spacing_mm), 6.0, spacing_mm)
+    for _ in range(2):
+        body &= dilate(opening(body, 4.0, spacing_mm), 6.0, spacing_mm)
+        body = without_fluid(body, hu, lungs > 0, spacing_mm)
     parts, sizes = components(body)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    kept = [
-        n
-        for n in np.flatnonzero(sizes * voxel_ml >= PIECE_ML)
-        if not _is_fluid(parts == n, hu, lungs, spacing_mm)
-    ]
-    body = np.isin(parts, kept)
+    body = np.isin(parts, np.flatnonzero(sizes * voxel_ml >= PIECE_ML))
     together, _ = components(dilate(body, APART_MM / 2, spacing_mm))
     ml = np.bincount(together[body], minlength=1) * voxel_ml
     return body & np.isin(together, np.flatnonzero(ml >= MIN_BODY_ML))
@@ -175,14 +172,3 @@ def _polar(
     x = _outward(number) * (np.arange(shape[2]) * spacing_mm[2] - centre[:, 1:])[:, None, :]
     angle = np.rint((np.rad2deg(np.arctan2(y, x.astype(np.float32))) + 180) / STEP_DEG).astype(np.int32)
     return np.hypot(y, x.astype(np.float32)), angle % (360 // STEP_DEG)
-
-
-def _is_fluid(body: np.ndarray, hu: np.ndarray, lungs: np.ndarray, spacing_mm: Spacing) -> bool:
-    """Pleural fluid is thinner than muscle and the same throughout; consolidated lung holds open bronchi."""
-    core = erode(body, 3.0, spacing_mm)
-    if not core.any():
-        return False
-    soft = hu[(lungs == 0) & (hu > 0) & (hu < 110)]
-    muscle_hu = float(np.median(soft)) if soft.size else 50.0
-    hollow = float((hu[core] < HOLLOW_HU).mean())
-    return hollow < HOLLOW_SHARE and float(np.median(hu[core])) < muscle_hu - FLUID_BELOW_MUSCLE_HU
