@@ -9,6 +9,7 @@ from skimage.morphology import convex_hull_image
 from skimage.segmentation import watershed
 
 from diffseglung.anatomy.bronchograms import dense_around_bronchi, open_bronchi
+from diffseglung.anatomy.fluid import without_fluid
 from diffseglung.anatomy.morphology import (
     Spacing,
     bounding_box,
@@ -155,7 +156,8 @@ def close_over_disease(
         lungs[closed & (lungs == 0) & ~airways] = number
 
     def take_in(number: int, bodies: np.ndarray, rim_mm: float) -> None:
-        """Bodies become lung, and so does what lies between them and it."""
+        """Bodies become lung, but for fluid, and so does what lies between them and it."""
+        bodies = without_fluid(bodies, hu, lungs > 0, spacing_mm)
         if bodies.any():
             whole = closing((lungs == number) | bodies, closing_mm, spacing_mm)
             whole &= dilate(bodies, rim_mm, spacing_mm)

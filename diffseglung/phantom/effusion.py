@@ -23,7 +23,9 @@ class Effusion:
 
     def __post_init__(self) -> None:
         if min(self.right_ml, self.left_ml) < 0:
-            raise ValueError(f"an effusion of {self.right_ml} and {self.left_ml} ml: no side has less than none")
+            raise ValueError(
+                f"an effusion of {self.right_ml} and {self.left_ml} ml: no side has less than none"
+            )
         if not 0 <= self.hu <= 20:
             raise ValueError(f"pleural fluid has 0 to 20 HU, not {self.hu}")
 

@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from diffseglung.labels import DISEASES, Tissue
 from diffseglung.phantom import (
+    Effusion,
     Phantom,
     PhantomConfig,
     case_kinds,
@@ -136,6 +137,44 @@ def test_healthy_lung_holds_what_only_looks_like_disease(well: Phantom):
     assert (well.hu[well.airways & well.lungs] < -880).any(), "bronchi are open inside the lung"
 
 
+def test_fluid_lies_behind_and_below_the_lung_and_is_none_of_it(well: Phantom):
+    wet = make_phantom(11, healthy=True, effusion=Effusion(right_ml=200, hu=12))
+    fluid, voxel_ml = wet.effusion, np.prod(well.spacing_mm) / 1000
+    assert fluid.sum() * voxel_ml == pytest.approx(200, rel=0.02)
+    np.testing.assert_array_equal(fluid | wet.lungs, well.lungs)
+    assert not (fluid & (wet.lungs | wet.airways | wet.vessels | (wet.truth > 0))).any()
+    core = ndimage.binary_erosion(fluid, iterations=2)
+    # The scanner's own calibration, and a little of the muscle that its blur brings in.
+    assert abs(np.median(wet.hu[core]) - 12 - wet.story["scanner"]["calibration_hu"]) < 4
+    half = fluid.shape[2] // 2
+    assert not fluid[:, :, half:].any(), "the patient's right is at low x"
+    right = well.lungs[:, :, :half]
+    z, y, _ = np.argwhere(fluid).mean(0) - np.argwhere(right).mean(0)
+    assert y > 8, "the patient lies on the back"
+    assert z < -5
+    thick = fluid.sum(1)  # seen from the front: thickest below, and thin at its rim
+    assert thick[: fluid.shape[0] // 3].max() > 2 * thick[fluid.shape[0] // 2 :].max()
+
+
+def test_an_effusion_squeezes_the_lung_beside_it_and_leaves_the_other_side_alone(well: Phantom):
+    wet = make_phantom(11, healthy=True, effusion=Effusion(left_ml=150))
+    half = wet.hu.shape[2] // 2
+    away_mm = ndimage.distance_transform_edt(~wet.effusion, sampling=wet.spacing_mm)
+    beside = wet.lungs & ~wet.vessels & (away_mm > 3) & (away_mm < 6)
+    assert np.median(wet.hu[beside]) > np.median(well.hu[beside]) + 100
+    assert np.abs(wet.hu[:, :, : half - 20].astype(int) - well.hu[:, :, : half - 20]).max() <= 30
+    assert "effusion" not in well.story
+    assert wet.story["effusion"] == {"right_ml": 0.0, "left_ml": 150, "hu": 10.0}
+    assert not well.effusion.any()
+
+
+def test_consolidation_may_lie_beside_fluid():
+    wet = make_phantom(24, kinds=(Tissue.CONSOLIDATION,), effusion=Effusion(left_ml=150))
+    touching = ndimage.binary_dilation(wet.effusion, iterations=2) & (wet.truth == Tissue.CONSOLIDATION)
+    assert touching.sum() * np.prod(wet.spacing_mm) / 1000 > 5
+    np.testing.assert_array_equal(wet.truth > 0, wet.lungs)
+
+
 def test_air_of_emphysema_honeycomb_and_cavity_shares_its_hu(ill: list[Phantom]):
     air = [pooled_hu(ill, kind) for kind in (Tissue.EMPHYSEMA, Tissue.FIBROSIS, Tissue.CAVITY)]
     for hu in air:
@@ -224,6 +263,12 @@ def test_what_cannot_be_drawn_is_refused_in_words():
         insert_lesions(hu, lungs[:4], (2.0, 2.0, 2.0), seed=0)
     with pytest.raises(ValueError, match="a chest needs"):
         PhantomConfig(size_vox=(8, 8, 8))
+    with pytest.raises(ValueError, match="no side has less"):
+        Effusion(right_ml=-1)
+    with pytest.raises(ValueError, match="0 to 20 HU"):
+        Effusion(right_ml=100, hu=40)
+    with pytest.raises(ValueError, match="less than half of a lung"):
+        make_phantom(5, TINY, effusion=Effusion(left_ml=5000))
     with pytest.raises(ValueError, match="1 or more"):
         write_cohort("nowhere", cases=0, seed=0)
 
