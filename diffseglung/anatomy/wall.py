@@ -1,9 +1,8 @@
 """Dense lung against the ribs: consolidation that no ball rolled over the lung's air could take for lung.
 
 Each lung is looked at from its middle, slice by slice, along rays (z, angle): where its air ends, and where the
-ribs begin. Between a lung and its ribs lies nothing else, so a place at the ribs that air does not reach, although
-air reaches the ribs below it, is diseased lung. Fluid is told from it by being alike throughout and thinner than
-muscle.
+ribs begin. Between a lung and its ribs lies nothing else but fluid, which `fluid` tells from it, so a place at the
+ribs that air does not reach, although air reaches the ribs below it, is diseased lung.
 """
 
 from dataclasses import dataclass
@@ -62,7 +61,7 @@ def dense_at_ribs(
     radius, angle = _polar(lung.shape, centre, number, spacing_mm)
     z = np.arange(lung.shape[0])[:, None, None]
     body = (radius >= start[z, angle]) & (radius <= stop[z, angle]) & (lungs == 0) & ~bone & ~keep_out
-    for _ in range(2):
+    for _ in range(2):  # what fluid leaves of a body may be a thin rind
         body &= dilate(opening(body, 4.0, spacing_mm), 6.0, spacing_mm)
         body = without_fluid(body, hu, lungs > 0, spacing_mm)
     parts, sizes = components(body)
