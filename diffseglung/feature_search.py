@@ -336,9 +336,10 @@ class Judge:
     def _names(self, mixture: Mixture, cells: CellTable, mode: str, config: Config) -> np.ndarray:
         """What most of each judging cell is called (m,) once its neighbours were heard and the maps have flowed."""
         seen = self.seen
-        heard = self._in_place(mixture.posterior(cells, mode))
+        heard = self._in_place(mixture.classes(cells, mode))
         if config.mixture.potts_strength > 0:
             heard = couple(heard, self._in_place(cells.evidence), config.mixture)
+        heard = to_tissues(heard)
         fine = to_voxels(heard, seen.voxels.lungs, config.patches.cell_vox)
         fused = fuse(by_density(fine, seen.voxels, config.refine), seen.voxels, config.refine)
         for axis, count in enumerate(seen.grid, 1):

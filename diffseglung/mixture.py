@@ -26,10 +26,12 @@ from diffseglung.schemas import CELL_KEY
 from diffseglung.teacher import Standardiser
 from diffseglung.tissue import (
     ANCHORED,
+    PATCHY,
     Reference,
     TissueConfig,
     anchor_log_likelihood,
     name_by_hu,
+    of_tissues,
     prior,
     to_tissues,
 )
@@ -134,17 +136,21 @@ class Mixture:
 
     def posterior(self, cells: CellTable, mode: str | None = None) -> np.ndarray:
         """Posterior (n, 6) over `TISSUES` for each cell, before its neighbours are asked; cavity is always 0."""
+        return to_tissues(self.classes(cells, mode))
+
+    def classes(self, cells: CellTable, mode: str | None = None) -> np.ndarray:
+        """The same (n, 8) over `ANCHORED`: a class beyond the tissues stays one until its neighbours were asked."""
         mode = mode or self.config.mode
         if mode not in self.modes:
             raise ValueError(f"this mixture knows no mode {mode!r}, only: {', '.join(self.modes)}")
         if mode == "published":
-            return self._published(cells)
+            return of_tissues(self._published(cells))
         if mode == LABELLED:
-            return self._labelled(cells)
+            return of_tissues(self._labelled(cells))
         rule = anchor_log_likelihood(cells.evidence, cells.reference, self.tissue) + np.log(prior())
         if mode == "rule":
-            return to_tissues(softmax(rule))
-        return to_tissues(softmax(self._anchored(cells, log_softmax(rule), mode)))
+            return softmax(rule).astype(np.float32)
+        return softmax(self._anchored(cells, log_softmax(rule), mode)).astype(np.float32)
 
     def _anchored(self, cells: CellTable, rule: np.ndarray, mode: str) -> np.ndarray:
         """Half prototype, half learned Gaussian, in log space; cells without descriptors keep the prototype."""
@@ -331,11 +337,17 @@ def _fit_published(table: CellTable, x: np.ndarray, config: MixtureConfig) -> di
 
 
 def _fit_anchored(mixture: Mixture, table: CellTable, mode: str) -> dict[str, np.ndarray]:
-    """One round of learning from confident cells: a mean per tissue, one shared and shrunken covariance."""
+    """One round of learning from confident cells: a mean per tissue, one shared and shrunken covariance.
+
+    `PATCHY` is not learned, nor asked here: it resembles every lesion's border, and without their borders ground glass
+    and fibrosis would be learned as narrower than they are.
+    """
     from sklearn.covariance import shrunk_covariance
 
     config = mixture.config
-    rule = softmax(anchor_log_likelihood(table.evidence, table.reference, mixture.tissue) + np.log(prior()))
+    likely = anchor_log_likelihood(table.evidence, table.reference, mixture.tissue) + np.log(prior())
+    likely[:, ANCHORED.index(PATCHY)] = -np.inf
+    rule = softmax(likely)
     x = mixture.anchored_axes(table, mode)
     rng = np.random.default_rng(config.seed)
     means = np.zeros((len(ANCHORED), x.shape[1]))
@@ -369,7 +381,7 @@ def physics(cells: CellTable) -> np.ndarray:
 def share_names(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
     """Cells of a scan that look alike share a name, wherever they lie: mean field over the nearest in density.
 
-    `posterior` (n, 6), `evidence` (n, 7) of all cells of one scan; as near are those whose five percentiles differ
+    `posterior` (n, k), `evidence` (n, 7) of all cells of one scan; as near are those whose five percentiles differ
     least. What a scan's own cells have in common the mixture, fitted on other scans, does not know.
     """
     if not 0 < config.alike < len(posterior):
@@ -385,7 +397,7 @@ def share_names(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConf
 def couple(posterior: np.ndarray, evidence: np.ndarray, config: MixtureConfig) -> np.ndarray:
     """Neighbouring cells that look alike agree: mean-field Potts on the cell grid (18 neighbours).
 
-    `posterior` (z, y, x, 6) is 0 outside the lung, `evidence` (z, y, x, 7). A neighbour counts 1/distance times
+    `posterior` (z, y, x, k) is 0 outside the lung, `evidence` (z, y, x, 7). A neighbour counts 1/distance times
     exp(-d^2 / 2 s^2) with d the root mean square difference of the five percentiles. Krähenbühl and Koltun 2011,
     on a grid.
     """

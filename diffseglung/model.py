@@ -19,7 +19,7 @@ from diffseglung.student import Student, laid_out, load_weights
 from diffseglung.teacher import TEACHER, Standardiser
 from diffseglung.tissue import EVIDENCE
 
-FORMAT = 4
+FORMAT = 5
 FILES = ("model.json", "student.safetensors", "mixture.safetensors")
 
 

@@ -32,8 +32,9 @@ class RefineConfig:
     feature_weight: float = 0.0  # share of the feature gradient in the edge, 0 (HU alone) to 1
     hu_power: float = 0.35  # exponent of the HU likelihood in u0, see `temper`
     speck_ml: float = 0.3  # what density alone makes must be as large, a sphere of 8 mm,
-    evident: float = 1 / 3  # and that share of it evident
-    blood_hu: float = 140.0  # and no denser, as a vessel full of contrast is
+    evident: float = 1 / 3  # and that share of it evident,
+    evident_solid: float = 1 / 2  # or that of consolidation: vessels are as dense
+    blood_hu: float = 140.0  # what is denser is a vessel full of contrast, or bone
     texture_mm: float = 4.0  # fibrosis lies no further from where cells show it: half a cell
     crumb_ml: float = 0.1  # a smaller lesion is none: 6 mm (Fleischner Society, MacMahon 2017)
 
@@ -48,7 +49,7 @@ class RefineConfig:
                 "refine.edge_hu and refine.edge_mm must be above 0, smooth_mm, speck_ml, texture_mm and crumb_ml not "
                 "below"
             )
-        for name in ("feature_weight", "evident"):
+        for name in ("feature_weight", "evident", "evident_solid"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"refine.{name} is {getattr(self, name)}: a share between 0 and 1 is needed")
         if not 0 <= self.hu_power <= 1:
@@ -99,16 +100,17 @@ CUBE = np.ones((2, 2, 2), bool)  # voxels; the blurred border of what is dense h
 def by_density(posterior: np.ndarray, voxels: Voxels, config: RefineConfig) -> np.ndarray:
     """What each voxel is, from what is believed of its surroundings and from its own density (`temper`).
 
-    A vessel in a lesion is the lesion's, whatever its density. A lesion smaller than a cell comes to light here, and so
-    does noise, so each that is new is looked at again (`without_artefacts`). posterior: float32 (6, z, y, x) over
-    `TISSUES`, 0 outside the lungs; returns the same.
+    A vessel in a lesion is the lesion's, whatever its density; contrast, and the voxel beside it that it blurs into,
+    says nothing. A lesion smaller than a cell comes to light here, and so does noise, so each that is new is looked at
+    again (`without_artefacts`). posterior: float32 (6, z, y, x) over `TISSUES`, 0 outside the lungs; returns the same.
     """
     if config.hu_power == 0:
         return posterior.copy()
     leaned = temper(posterior, voxels.hu, voxel_densities(voxels.mode_hu), config.hu_power)
-    in_lesion = voxels.vessels.copy()
-    in_lesion[in_lesion] = posterior[:, in_lesion].argmax(axis=0) != Tissue.HEALTHY - 1
-    leaned[:, in_lesion] = posterior[:, in_lesion]
+    silent = voxels.vessels.copy()
+    silent[silent] = posterior[:, silent].argmax(axis=0) != Tissue.HEALTHY - 1
+    silent |= _blurred(voxels.hu > config.blood_hu)
+    leaned[:, silent] = posterior[:, silent]
     return without_artefacts(leaned, posterior, voxels, config)
 
 
@@ -131,9 +133,10 @@ def without_artefacts(
     Fibrosis is a texture that no voxel shows: it lies no more than `texture_mm` from where the posterior has it, and
     follows no vessel. A lesion of another disease is a body of voxels (26 neighbours) of which it is the most likely;
     density made it where the posterior called no more than half of it the same. Then it stays if it has `speck_ml`
-    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not, nor is what is
-    denser than `blood_hu`, a vessel full of contrast. Ground glass fills lung: a layer of one voxel that density makes
-    (no `CUBE`) is the blurred border of a mass, a cavity or a vessel. Both maps float32 (6, z, y, x); `leaned` changes.
+    and if a share of it is `evident`: a vessel's remains and the half wall along the pleura are not, nor is what lies
+    within two voxels of what is denser than `blood_hu`. Ground glass fills lung: a layer of one voxel that density
+    makes (no `CUBE`) is the blurred border of a mass, a cavity or a vessel. Both maps float32 (6, z, y, x); `leaned`
+    changes.
     """
     k = Tissue.FIBROSIS - 1
     mesh, before = (voxels.lungs & (u.argmax(axis=0) == k) for u in (leaned, posterior))
@@ -142,8 +145,10 @@ def without_artefacts(
     lesions, tissue, known = _lesions(leaned, posterior)
     size, seen = _voxels(lesions, lesions > 0), _voxels(lesions, known)
     vouched = size * float(np.prod(voxels.spacing_mm)) / 1000 >= config.speck_ml
-    evident = voxels.evident & (voxels.hu <= config.blood_hu)
-    vouched &= _voxels(lesions, (lesions > 0) & evident) >= config.evident * size
+    evident = voxels.evident & ~_blurred(_blurred(voxels.hu > config.blood_hu))
+    solid = _voxels(lesions, tissue == Tissue.CONSOLIDATION) > 0
+    share = np.where(solid, config.evident_solid, config.evident)
+    vouched &= _voxels(lesions, (lesions > 0) & evident) >= share * size
     vouched &= _voxels(lesions, tissue == Tissue.FIBROSIS) == 0
     _put_back(leaned, posterior, lesions, (2 * seen <= size) & ~vouched)
     haze, before = (u.argmax(axis=0) == Tissue.GROUND_GLASS - 1 for u in (leaned, posterior))
@@ -175,6 +180,11 @@ def with_volumes(fused: np.ndarray, believed: np.ndarray, lungs: np.ndarray) -> 
     fused[:, lungs] = weighted / np.maximum(weighted.sum(axis=0), 1e-9)
     lesions, _, known = _lesions(fused, believed)
     return _put_back(fused, believed, lesions, _voxels(lesions, known) == 0)
+
+
+def _blurred(dense: np.ndarray) -> np.ndarray:
+    """What is dense, and the voxels beside it that are partly so (bool)."""
+    return ndimage.binary_dilation(dense)
 
 
 def _lesions(maps: np.ndarray, earlier: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from diffseglung.model import Model
 from diffseglung.patches import Scan, between_cells, regrid
 from diffseglung.refine import Voxels, by_density, fuse, lung_box, without_crumbs
 from diffseglung.teacher import TEACHER
-from diffseglung.tissue import scan_reference
+from diffseglung.tissue import scan_reference, to_tissues
 from diffseglung.volume import Volume
 
 GUESS = 0.5  # a posterior of this entropy (share of log 6) spreads over two or three tissues
@@ -152,10 +152,10 @@ def cell_posteriors(cells: Cells, features: np.ndarray, model: Model, mode: str)
         features[inside],
         scan_reference(evidence, model.config.tissue),
     )
-    named = model.mixture.posterior(table, mode)
+    named = model.mixture.classes(table, mode)
     if mode in ANCHORED_MODES:
         named = share_names(named, evidence, model.config.mixture)
-    return couple(cells.laid_out(named), cells.evidence, model.config.mixture)
+    return to_tissues(couple(cells.laid_out(named), cells.evidence, model.config.mixture))
 
 
 def to_voxels(coarse: np.ndarray, lungs: np.ndarray, cell_vox: tuple[int, int, int]) -> np.ndarray:

@@ -23,7 +23,12 @@ DEEP_BREATH_HU = -860.0  # the mode of healthy lung after a deep breath, for whi
 
 VESSEL = 7  # a class beyond the tissues: vessel or airway wall
 CONFLUENT = 8  # another: emphysema with no lung left in it
-PART_OF = {VESSEL: Tissue.HEALTHY, CONFLUENT: Tissue.EMPHYSEMA}  # what they are called at the end
+PATCHY = 9  # another: patches of soft tissue in healthy lung, each voxel the one or the other
+PART_OF: dict[int, tuple[Tissue, ...]] = {  # what they are called at the end, in equal parts
+    VESSEL: (Tissue.HEALTHY,),
+    CONFLUENT: (Tissue.EMPHYSEMA,),
+    PATCHY: (Tissue.HEALTHY, Tissue.CONSOLIDATION),
+}
 
 
 class Counted(Enum):
@@ -82,6 +87,11 @@ PROTOTYPES: dict[int, Prototype] = {
         Counted.LUNG, (-40, -15, 25, 190, 480), (45, 45, 60, 180, 235), 0.55, 0.4, 0.1,
         "lung pierced by a vessel or an airway wall that the anatomy missed; prior: as above; " + _TRIAL,
     ),
+    PATCHY: Prototype(
+        Counted.LUNG, (0, 50, 160, 340, 540), (50, 60, 100, 150, 200), 0.55, 0.4, 0.04,
+        "bronchopneumonia, tree-in-bud: soft tissue thicker than a honeycomb's walls fills some tenths of aerated lung "
+        "(Hansell 2008); by one real scan, see docs/log.md",
+    ),
 }  # fmt: skip
 ANCHORED: tuple[int, ...] = tuple(PROTOTYPES)  # cavity has no prototype: it is a question of enclosure
 
@@ -126,13 +136,13 @@ def scan_reference(evidence: np.ndarray, config: TissueConfig) -> Reference:
 
 
 def prior() -> np.ndarray:
-    """Prior (7,) of the anchored classes, summing to one."""
+    """Prior (8,) of the anchored classes, summing to one."""
     p = np.array([PROTOTYPES[k].prior for k in ANCHORED])
     return p / p.sum()
 
 
 def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: TissueConfig) -> np.ndarray:
-    """Log-likelihood (n, 7) of each anchored class for cells (n, 7), up to a constant per cell.
+    """Log-likelihood (n, 8) of each anchored class for cells (n, 7), up to a constant per cell.
 
     Diagonal Gaussians around the prototypes, tempered; unknown cells (NaN) come out flat.
     """
@@ -150,10 +160,21 @@ def anchor_log_likelihood(evidence: np.ndarray, reference: Reference, config: Ti
 
 
 def to_tissues(posterior: np.ndarray) -> np.ndarray:
-    """Anchored posterior (n, 7) -> over the six tissues (n, 6): `PART_OF` says what counts as what; cavity is 0."""
-    out = np.zeros((len(posterior), len(TISSUES)), dtype=np.float32)
-    for column, tissue in enumerate(ANCHORED):
-        out[:, PART_OF.get(tissue, tissue) - 1] += posterior[:, column]
+    """Anchored posterior (..., 8) over the six tissues (..., 6): `PART_OF` says what counts as what; cavity is 0."""
+    out = np.zeros((*posterior.shape[:-1], len(TISSUES)), dtype=np.float32)
+    for column, kind in enumerate(ANCHORED):
+        parts = PART_OF.get(kind, (kind,))
+        for tissue in parts:
+            out[..., tissue - 1] += posterior[..., column] / len(parts)
+    return out
+
+
+def of_tissues(posterior: np.ndarray) -> np.ndarray:
+    """The other way: six tissues (..., 6), of which cavity is left out, as an anchored posterior (..., 8)."""
+    out = np.zeros((*posterior.shape[:-1], len(ANCHORED)), dtype=np.float32)
+    for column, kind in enumerate(ANCHORED):
+        if kind in TISSUES:
+            out[..., column] = posterior[..., kind - 1]
     return out
 
 

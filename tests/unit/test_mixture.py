@@ -8,15 +8,24 @@ from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import CellTable, MixtureConfig, couple, fit_mixture, log_softmax, share_names
 from diffseglung.schemas import cells_schema
 from diffseglung.teacher import TEACHER, Standardiser
-from diffseglung.tissue import ANCHORED, EVIDENCE, PART_OF, PROTOTYPES, TissueConfig
+from diffseglung.tissue import (
+    ANCHORED,
+    EVIDENCE,
+    PART_OF,
+    PATCHY,
+    PROTOTYPES,
+    TissueConfig,
+    to_tissues,
+)
 
 FEATURES = 8
+OF_ONE_TISSUE = tuple(k for k in ANCHORED if k != PATCHY)
 SIGNATURE = np.random.default_rng(7).normal(
     size=(1 + max(ANCHORED), len(TEACHER.names))
 )  # what each class looks like to the teacher
 
 
-def draw_cells(n: int, seed: int, classes: tuple[int, ...] = ANCHORED) -> tuple[pa.Table, np.ndarray]:
+def draw_cells(n: int, seed: int, classes: tuple[int, ...] = OF_ONE_TISSUE) -> tuple[pa.Table, np.ndarray]:
     """Cells around the prototypes, three in four of them healthy, with descriptors that tell the class too."""
     rng = np.random.default_rng(seed)
     kind = np.where(rng.random(n) < 0.75, Tissue.HEALTHY, rng.choice(classes, n)).astype(int)
@@ -90,7 +99,7 @@ def test_few_labels_change_little_and_too_few_are_refused(fitted):
 
 
 def tissue_of(kind: np.ndarray) -> np.ndarray:
-    return np.array([PART_OF.get(k, k) for k in kind])
+    return np.array([PART_OF.get(k, (k,))[0] for k in kind])
 
 
 def accuracy(mixture, mode: str) -> float:
@@ -114,8 +123,32 @@ def test_posteriors_are_probabilities_and_leave_cavities_alone(fitted, mode):
     assert not posterior[:, Tissue.CAVITY - 1].any()
 
 
+@pytest.mark.parametrize("mode", ["rule", "anchored", "anchored_distilled", "published", "labelled"])
+def test_classes_beyond_the_tissues_are_told_apart_until_the_end(fitted, mode):
+    arrow, kind = draw_cells(800, seed=2, classes=ANCHORED)
+    cells = CellTable.from_arrow(arrow)
+    mixture = fitted.taught(cells, tissue_of(kind)) if mode == "labelled" else fitted
+    classes = mixture.classes(cells, mode)
+    assert classes.shape == (800, len(ANCHORED))
+    assert classes.sum(axis=1) == pytest.approx(1, abs=1e-5)
+    assert to_tissues(classes) == pytest.approx(mixture.posterior(cells, mode), abs=1e-6)
+    beyond = [ANCHORED.index(k) for k in PART_OF]
+    assert classes[:, beyond].any() == (mode in ("rule", "anchored", "anchored_distilled"))
+
+
+def test_patches_are_known_by_their_prototype_and_teach_nothing():
+    cells, kind = draw_cells(6000, seed=0, classes=ANCHORED)
+    standardiser = Standardiser.fit(CellTable.from_arrow(cells).descriptors)
+    mixture = fit_mixture(cells, MixtureConfig(), TissueConfig(), standardiser)
+    present = mixture.arrays["anchored.present"].astype(bool)
+    assert [k for k, learned in zip(ANCHORED, present, strict=True) if not learned] == [PATCHY]
+    share = mixture.classes(CellTable.from_arrow(cells), "anchored")[:, ANCHORED.index(PATCHY)]
+    assert share[kind == PATCHY].mean() > 0.35
+    assert share[kind != PATCHY].mean() < 0.03
+
+
 def test_a_tissue_that_the_cohort_lacks_keeps_its_prototype():
-    without = tuple(t for t in ANCHORED if t != Tissue.CONSOLIDATION)
+    without = tuple(t for t in OF_ONE_TISSUE if t != Tissue.CONSOLIDATION)
     cells, _ = draw_cells(3000, seed=3, classes=without)
     standardiser = Standardiser.fit(CellTable.from_arrow(cells).descriptors)
     mixture = fit_mixture(cells, MixtureConfig(), TissueConfig(), standardiser)

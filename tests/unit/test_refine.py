@@ -255,6 +255,7 @@ def test_an_empty_lung_changes_nothing():
         ({"pull": -0.1}, "pull -0.1"),
         ({"edge_hu": 0.0}, "edge_hu"),
         ({"feature_weight": 2.0}, "between 0 and 1"),
+        ({"evident_solid": 1.5}, "evident_solid is 1.5"),
         ({"hu_power": -0.1}, "hu_power"),
     ],
 )
@@ -320,6 +321,19 @@ def test_a_vessel_in_a_lesion_is_the_lesions_and_one_in_healthy_lung_may_be_one(
     assert ((by_density(posterior, known, RefineConfig())[1] > 0.5) == stays).all()
 
 
+@pytest.mark.parametrize("contrast_hu", [130, 300])
+def test_contrast_and_what_it_blurs_into_says_nothing(contrast_hu):
+    """A consolidation that cells half see: the vessel in it would decide for it, and so would the vessel's border."""
+    shape = (12, 12, 12)
+    posterior, voxels = sure(Tissue.CONSOLIDATION, 0.4, shape), even_lung(-20, shape)
+    voxels.hu[6, 6] = contrast_hu
+    leaned = by_density(posterior, voxels, RefineConfig())
+    as_before = (leaned == posterior).all(axis=0)
+    beside = np.zeros(shape, bool)
+    beside[5:8, 6] = beside[6, 5:8] = True
+    np.testing.assert_array_equal(as_before, beside & (contrast_hu == 300))
+
+
 def test_switched_off_nothing_changes_and_nothing_is_shared():
     posterior, solid = sure(Tissue.EMPHYSEMA, 0.6), even_lung(-600)
     off = by_density(posterior, solid, OFF)
@@ -350,6 +364,8 @@ def lesions(tissue: Tissue) -> tuple[np.ndarray, np.ndarray]:
         (Tissue.CONSOLIDATION, None, {"small"}),
         (Tissue.GROUND_GLASS, np.s_[2:8], {"small", "large"}),  # most of it vessel
         (Tissue.GROUND_GLASS, np.s_[2:7], {"small"}),
+        (Tissue.CONSOLIDATION, np.s_[2:7], {"small", "large"}),  # vessels are as dense: half is needed
+        (Tissue.CONSOLIDATION, np.s_[2:6], {"small"}),
         (Tissue.FIBROSIS, None, {"small", "large"}),
     ],
 )

@@ -8,7 +8,16 @@ from diffseglung.grid import resample_map
 from diffseglung.labels import TISSUES, Tissue
 from diffseglung.mixture import MODES
 from diffseglung.patches import on_scan
-from diffseglung.segment import decide, judged, segment, teacher_distance, to_labels, to_voxels
+from diffseglung.segment import (
+    cell_posteriors,
+    decide,
+    judged,
+    segment,
+    teacher_distance,
+    to_labels,
+    to_voxels,
+)
+from diffseglung.tissue import DEEP_BREATH_HU, PATCHY, PROTOTYPES, TissueConfig, scan_reference
 from diffseglung.volume import read_labels
 
 
@@ -98,6 +107,26 @@ def test_both_lattices_have_the_same_say(observation, model):
     assert judged(observation, judge, cell_vox)[[0, 2]][:, lungs] == pytest.approx(0.5, abs=1e-5)
     alone = replace(observation, between=None)
     assert judged(alone, judge, cell_vox)[0][lungs] == pytest.approx(1, abs=1e-5)
+
+
+def test_patches_stay_one_thing_while_their_neighbours_are_asked(observation, model):
+    """Named before that, they would be half healthy, which healthy neighbours make the whole."""
+    cells = observation.cells
+    evidence = cells.evidence.copy()
+    top = np.zeros(cells.inside.shape, bool)
+    top[: len(top) // 2] = True
+    for kind, where in ((Tissue.HEALTHY, ~top), (PATCHY, top)):
+        p = PROTOTYPES[kind]
+        evidence[where & cells.inside, :6] = (*(DEEP_BREATH_HU + np.array(p.hu)), 3.5 + p.mesh)
+    cells = replace(cells, evidence=evidence)
+    mode_hu = scan_reference(evidence[cells.inside], TissueConfig()).mode_hu
+    assert mode_hu == pytest.approx(DEEP_BREATH_HU, abs=10)
+    features = np.zeros((*cells.inside.shape, len(model.mixture.arrays["features.mean"])), np.float32)
+    named = cell_posteriors(cells, features, model, "rule")
+    patches = named[top & cells.inside]
+    healthy, dense = patches[:, Tissue.HEALTHY - 1], patches[:, Tissue.CONSOLIDATION - 1]
+    assert healthy == pytest.approx(dense, abs=0.05)
+    assert np.median(healthy + dense) > 0.8
 
 
 def test_a_scan_without_a_cell_to_judge_is_refused_in_words(observation, model):

@@ -6,12 +6,14 @@ from diffseglung.tissue import (
     ANCHORED,
     CONFLUENT,
     EVIDENCE,
+    PATCHY,
     PROTOTYPES,
     VESSEL,
     Reference,
     TissueConfig,
     anchor_log_likelihood,
     name_by_hu,
+    of_tissues,
     prior,
     scan_reference,
     to_tissues,
@@ -102,14 +104,40 @@ def test_a_steep_edge_is_ground_glass_where_it_is_no_mesh():
         assert ANCHORED[int(log_p.argmax())] == tissue
 
 
-@pytest.mark.parametrize(("part", "tissue"), [(VESSEL, Tissue.HEALTHY), (CONFLUENT, Tissue.EMPHYSEMA)])
-def test_helper_classes_count_as_what_they_are_part_of_and_nothing_is_lost(part, tissue):
-    posterior = np.random.default_rng(0).dirichlet(np.ones(len(ANCHORED)), 20)
-    tissues = to_tissues(posterior)
-    assert tissues.sum(axis=1) == pytest.approx(1)
-    expected = posterior[:, ANCHORED.index(tissue)] + posterior[:, ANCHORED.index(part)]
-    assert tissues[:, TISSUES.index(tissue)] == pytest.approx(expected)
-    assert not tissues[:, TISSUES.index(Tissue.CAVITY)].any()
+@pytest.mark.parametrize(
+    ("part", "tissues"),
+    [
+        (VESSEL, [Tissue.HEALTHY]),
+        (CONFLUENT, [Tissue.EMPHYSEMA]),
+        (PATCHY, [Tissue.HEALTHY, Tissue.CONSOLIDATION]),
+    ],
+)
+def test_helper_classes_count_as_what_they_are_part_of_and_nothing_is_lost(part, tissues):
+    sure = np.zeros((1, len(ANCHORED)))
+    sure[:, ANCHORED.index(part)] = 1
+    assert to_tissues(sure)[:, [t - 1 for t in tissues]] == pytest.approx(1 / len(tissues))
+    mixed = np.random.default_rng(0).dirichlet(np.ones(len(ANCHORED)), (4, 5))
+    found = to_tissues(mixed)
+    assert found.sum(axis=-1) == pytest.approx(1)
+    assert (found[..., [t - 1 for t in tissues]] > mixed[..., [ANCHORED.index(t) for t in tissues]]).all()
+    assert not found[..., TISSUES.index(Tissue.CAVITY)].any()
+
+
+def test_tissues_are_classes_too():
+    tissues = np.random.default_rng(0).dirichlet(np.ones(len(TISSUES)), 20)
+    tissues[:, TISSUES.index(Tissue.CAVITY)] = 0
+    assert to_tissues(of_tissues(tissues)) == pytest.approx(tissues, abs=1e-6)
+
+
+def test_soft_tissue_among_healthy_lung_is_no_honeycomb():
+    """A mesh as well, but a tenth of it is solid. The fibrosis is the median of phantoms' cells."""
+    for hu, mesh, kind in (
+        ([-850, -790, -680, -430, -150], 0.8, PATCHY),
+        ([-809, -706, -584, -497, -450], 1.1, Tissue.FIBROSIS),
+    ):
+        window = np.array([*hu, REFERENCE.log_mesh + mesh, 1.0])
+        log_p = anchor_log_likelihood(window[None], REFERENCE, TissueConfig()) + np.log(prior())
+        assert ANCHORED[int(log_p.argmax())] == kind
 
 
 def test_denser_clusters_get_denser_names():
