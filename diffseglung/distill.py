@@ -422,4 +422,5 @@ def gather(x: torch.Tensor) -> torch.Tensor:
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
     # DDP averages gradients over ranks, and every rank computes the whole contrast: the two cancel out.
-    return torch.cat(all_gather(x.contiguous()))
+    # Named, for the group that is its default is that of its first import: gone, in a process that has had two.
+    return torch.cat(all_gather(x.contiguous(), group=dist.group.WORLD))

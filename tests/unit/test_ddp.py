@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_distill import DESCRIPTORS, STUDENT, TRAIN, batches
 
-from diffseglung.distill import Distillation, distill
+from diffseglung.distill import Distillation, distill, gather
 from diffseglung.teacher import Standardiser
 
 WORLD = 2
@@ -63,3 +63,26 @@ def test_two_ranks_end_where_one_process_ends(tmp_path: Path) -> None:
     for name, weight in alone.network.state_dict().items():
         assert torch.equal(split[0][name], split[1][name]), name
         torch.testing.assert_close(split[0][name], weight, rtol=1e-3, atol=1e-3)
+
+
+def meet(process: int, folder: str) -> None:
+    """The first process meets the second, which ends, and then the third."""
+    torch.set_num_threads(1)
+    for other in (1, 2):
+        if process in (0, other):
+            rank = min(process, 1)
+            dist.init_process_group(
+                "gloo", init_method=f"file://{folder}/meet{other}", rank=rank, world_size=2
+            )
+            own = torch.full((1, 2), float(process), requires_grad=True)
+            torch.save(gather(own).detach(), f"{folder}/{other}-{rank}.pt")
+            dist.destroy_process_group()
+
+
+def test_a_process_that_meets_another_contrasts_with_that(tmp_path: Path) -> None:
+    """A sweep's next trial begins in the process of the one before, with other processes beside it."""
+    mp.spawn(meet, (str(tmp_path),), nprocs=3)
+    for other in (1, 2):
+        for rank in range(2):
+            gathered = torch.load(tmp_path / f"{other}-{rank}.pt")
+            torch.testing.assert_close(gathered, torch.tensor([[0.0, 0.0], [other, other]]))
