@@ -36,7 +36,6 @@ from scipy import ndimage
 from diffseglung.cells import Cells
 from diffseglung.config import recipe
 from diffseglung.features import sample_cells, width
-from diffseglung.labels import TISSUES
 from diffseglung.look import Observation, Stopwatch
 from diffseglung.mixture import CellTable, couple, fit_mixture
 from diffseglung.model import Model
@@ -48,7 +47,7 @@ from diffseglung.schedule import Schedule, to_unit
 from diffseglung.segment import Segmentation, decide, judged, observe
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
-from diffseglung.tissue import scan_reference
+from diffseglung.tissue import ANCHORED, scan_reference, to_tissues
 from diffseglung.volume import Volume, read_labels, read_volume
 from diffseglung_ray.cases import attempts_in, on_its_way
 from diffseglung_ray.cluster import case_workers, ray_cluster
@@ -154,11 +153,11 @@ def straightforward(seen: Observation, model: Model) -> Segmentation:
         inside = lungs & _fine(cells.inside, cell_vox)
         evidence, descriptors = (_fine(a, cell_vox)[inside] for a in (cells.evidence, cells.descriptors))
         reference = scan_reference(cells.evidence[cells.inside], model.config.tissue)
-        posterior = np.zeros((*inside.shape, len(TISSUES)), np.float32)
+        posterior = np.zeros((*inside.shape, len(ANCHORED)), np.float32)
         table = CellTable(evidence, descriptors, np.moveaxis(there, 0, -1)[inside], reference)
-        posterior[inside] = model.mixture.posterior(table, MODE)
+        posterior[inside] = model.mixture.classes(table, MODE)
         coarse = _mean(posterior, inside, cells, cell_vox)
-        return couple(coarse, cells.evidence, model.config.mixture)
+        return to_tissues(couple(coarse, cells.evidence, model.config.mixture))
 
     with seen.watch("mixture of every voxel"):
         posteriors = judged(seen, named, cell_vox)
