@@ -37,7 +37,7 @@ from diffseglung.schemas import CELL_KEY
 from diffseglung.segment import to_voxels
 from diffseglung.student import Student
 from diffseglung.teacher import Standardiser
-from diffseglung.tissue import EVIDENCE
+from diffseglung.tissue import ANCHORED, EVIDENCE, to_tissues
 from diffseglung.volume import read_volume
 
 CONFIG = recipe("smoke")
@@ -212,16 +212,16 @@ def test_cells_are_named_as_the_product_would_name_most_of_their_voxels(
     for flow_time in (0.0, 16.8):
         config = replace(CONFIG, refine=replace(CONFIG.refine, flow_time=flow_time))
         named[flow_time] = asks._names(mixture, cells, "anchored_distilled", config)
-        posterior = np.zeros((int(np.prod(seen.grid)), 6), np.float32)
-        evidence = np.zeros((len(posterior), len(EVIDENCE)), np.float32)
-        posterior[seen.place], evidence[seen.place] = (
-            mixture.posterior(cells, "anchored_distilled"),
+        classes = np.zeros((int(np.prod(seen.grid)), len(ANCHORED)), np.float32)
+        evidence = np.zeros((len(classes), len(EVIDENCE)), np.float32)
+        classes[seen.place], evidence[seen.place] = (
+            mixture.classes(cells, "anchored_distilled"),
             cells.evidence,
         )
         dense = couple(
-            posterior.reshape(*seen.grid, 6), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
+            classes.reshape(*seen.grid, -1), evidence.reshape(*seen.grid, len(EVIDENCE)), config.mixture
         )
-        fine = to_voxels(dense, seen.voxels.lungs, config.patches.cell_vox)
+        fine = to_voxels(to_tissues(dense), seen.voxels.lungs, config.patches.cell_vox)
         fine = fuse(by_density(fine, seen.voxels, config.refine), seen.voxels, config.refine)
         for cell in range(0, len(seen.place), 97):
             z, y, x = np.unravel_index(seen.place[cell], seen.grid)
