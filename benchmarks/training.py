@@ -3,7 +3,8 @@
 Both train the recipe's network on the same prepared phantoms (or `--workspace`), one process with all cores of this
 machine and with one less, which leaves a core to Ray's own processes, in turns; the first steps are not counted,
 reports and checkpoints are. `held`: each process reads its share once. `fed`: Ray Data streams it, as it does for
-workspaces that do not fit a process.
+workspaces that do not fit a process. Then training on all cores again beside somebody's busy process: with threads that
+sleep while they wait, as `cluster.OWN_RAY` has it, and with threads that spin first, as OpenMP has it by itself.
 """
 
 import argparse
@@ -13,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -32,6 +35,11 @@ from diffseglung_ray.workspace import fit_standardiser, open_workspace
 QUESTION = "What does Ray Train cost training, beside torchrun with the same loop on the same patches?"
 HERE = Path(__file__).parent
 Numbers = dict[str, float]
+SPINNING = {
+    "GOMP_SPINCOUNT": "300000"
+}  # what GNU's OpenMP does where no policy is set; it goes before a policy
+BUSY = [sys.executable, "-c", "while True: pass"]
+FEW = 20  # steps beside it: spinning takes seconds for each
 
 
 def plain(place: str, words: list[str]) -> Numbers:
@@ -60,6 +68,20 @@ def on_ray(place: str, config: RunConfig, held: bool) -> Numbers:
     return {"patches_per_s": 1 / seconds.mean(), "data_wait_share": (wait * seconds).sum() / seconds.sum()}
 
 
+@contextmanager
+def beside_another(environment: dict[str, str]) -> Iterator[None]:
+    """A process that takes one core for as long as the block lasts, and what Ray's processes are told."""
+    other = subprocess.Popen(BUSY)
+    os.environ |= environment
+    try:
+        yield
+    finally:
+        other.kill()
+        other.wait()
+        for name in environment:
+            del os.environ[name]
+
+
 def main() -> None:
     """Measure in turns and record the medians."""
     parser = argparse.ArgumentParser(
@@ -85,6 +107,13 @@ def main() -> None:
                 found["Ray Train, held", threads].append(on_ray(place, config, held=True))
                 if threads == cores:
                     found["Ray Train, fed", threads].append(on_ray(place, config, held=False))
+        own = [f"train.steps={FIRST + FEW}", "resources.workers=1", f"resources.cpus_per_worker={cores}"]
+        few = load_config(args.recipe, None, [*changes, *own])
+        for way, environment in (("asleep", {}), ("spinning", SPINNING)):
+            with beside_another(environment), ray_cluster(few.resources):
+                found[f"Ray Train, held, beside a busy process, {way}", cores].append(
+                    on_ray(place, few, held=True)
+                )
     lines = ["| way | threads | patches/s | times torchrun | waiting for data |", "|---|---|---|---|---|"]
     for (way, threads), rounds in found.items():
         rate, wait = (np.median([one[key] for one in rounds]) for key in ("patches_per_s", "data_wait_share"))

@@ -54,7 +54,7 @@ class MixtureConfig:
     per_tissue: int = 4000  # at most, so that healthy lung does not drown the rest
     fewest: int = 60  # a tissue with fewer confident cells keeps its prototype alone
     shrinkage: float = 0.1
-    descriptor_components: int = 12
+    descriptor_components: int = 4  # more of them fit real scans less surely: docs/log.md, 2026-11-28
     feature_components: int = 12
     correction_ridge: float = 3e-3  # labelled: how much a correction has to earn, per squared weight
     clusters: int = 5  # published

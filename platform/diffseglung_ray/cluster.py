@@ -24,6 +24,19 @@ from diffseglung_ray.config import ResourceConfig, WrongArgument
 
 KNOWN_NOISE = b"ray/issues/53727"
 
+# For the processes of a Ray that we start, unless the environment says otherwise.
+OWN_RAY = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # Nobody takes away the machine under one's own Ray: one process less for each training to wait for.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # Training's helpers are many and idle; Ray warns at four times this number of processes.
+    "RAY_worker_maximum_startup_concurrency": "4",
+    # Ray's workers are nice, so a thread beside anyone's other job hardly runs. Others that spin while they wait for
+    # it keep the free cores from it; asleep, they leave it one: up to 15 times faster (benchmarks/training.py).
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
 # Hours may pass on one very large case; Ray Data's own limit of 30 minutes would call that a hang.
 NO_PROGRESS_TIMEOUT_S = 6 * 3600.0
 
@@ -80,14 +93,10 @@ def keep_to_this_machine() -> None:
 
 def _start(resources: ResourceConfig) -> None:
     keep_to_this_machine()
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Nobody takes away the machine under one's own Ray: one process less for each training to wait for.
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
+    for name, value in OWN_RAY.items():
+        os.environ.setdefault(name, value)
     # That the cluster asks for a token is as it should be, and no reason for a warning.
     logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    # Training's helpers are many and idle; Ray warns at four times this number of processes.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
     ray.init(
         address="local",
         num_cpus=resources.local_cpus or None,

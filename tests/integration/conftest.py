@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from diffseglung_ray.cluster import keep_to_this_machine
+from diffseglung_ray.cluster import OWN_RAY, keep_to_this_machine
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,9 +17,7 @@ def cluster() -> Iterator[None]:
     Set between the two, servers would ask for a token that this process does not send.
     """
     os.environ.pop("RAY_ADDRESS", None)
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"
+    os.environ |= OWN_RAY
     keep_to_this_machine()
     ray.init(
         address="local",

@@ -1,11 +1,15 @@
 """How many workers a job has, what each gets, and which nodes they may run on."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
-from diffseglung_ray.cluster import Workers, case_workers, train_workers
+from diffseglung_ray import cluster
+from diffseglung_ray.cluster import OWN_RAY, Workers, case_workers, ray_cluster, train_workers
 from diffseglung_ray.config import ResourceConfig, WrongArgument
 
 CPU_NODE = {"Alive": True, "Labels": {"pool": "cpu"}, "Resources": {"CPU": 16.0}}
@@ -53,3 +57,22 @@ def test_a_trial_of_a_sweep_gets_a_workers_share_on_the_same_nodes() -> None:
     assert trial.bundles == [{"CPU": 6, "GPU": 1}]
     assert trial._bound.kwargs["bundle_label_selector"] == [{"pool": "gpu"}]
     assert "bundle_label_selector" not in trial_resources(Workers(2, 1, 0.0, None))._bound.kwargs
+
+
+@pytest.mark.parametrize(("asked", "got"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_of_our_workers_sleep_while_they_wait_unless_somebody_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, got: str
+) -> None:
+    monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": asked} if asked else {})
+    seen: list[str | None] = []
+    monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
+    for owner, name in ((ray, "shutdown"), (cluster, "_drop_known_noise"), (cluster, "keep_to_this_machine")):
+        monkeypatch.setattr(owner, name, lambda: None)
+    with ray_cluster(ResourceConfig()):
+        pass
+    assert seen == [got]
+
+
+def test_on_a_cluster_they_sleep_too() -> None:
+    submitted = yaml.safe_load((Path(__file__).parents[3] / "jobs/runtime_env.yaml").read_text())
+    assert submitted["env_vars"]["OMP_WAIT_POLICY"] == OWN_RAY["OMP_WAIT_POLICY"]
