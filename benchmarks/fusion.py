@@ -114,9 +114,14 @@ def table(found: dict[tuple[Tissue, str], list[list[float]]], names: list[str]) 
             beside, values = (np.array(found[tissue, one]) for one in (BESIDE[name], name))
             beside_ml = beside[:, 5].sum()
             dice, hd95_mm, apart_mm = np.nanmean(values[:, :3], axis=0)
-            nearer, scans = (values[:, 2] < beside[:, 2]).sum(), np.isfinite(values[:, 2]).sum()
+            nearer = f"{(values[:, 2] < beside[:, 2]).sum()} of {np.isfinite(values[:, 2]).sum()}"
             bodies, new, ml, truth_ml = values[:, 3:].sum(axis=0)
-            cells = [f"{dice:.3f}", f"{hd95_mm:.1f}", f"{apart_mm:.2f}", f"{nearer} of {scans}"]
+            cells = [
+                f"{dice:.3f}",
+                f"{hd95_mm:.1f}",
+                f"{apart_mm:.2f}",
+                "" if name == BESIDE[name] else nearer,
+            ]
             cells += [f"{bodies:.0f}", f"{new:.0f}", f"{ml:.0f}"]
             cells += [f"{100 * (ml / beside_ml - 1):+.1f} %", f"{truth_ml:.0f}"]
             lines.append("| " + " | ".join([tissue.title, name, *cells]) + " |")
