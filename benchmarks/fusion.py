@@ -198,8 +198,8 @@ def main() -> None:
     made = (
         f"{bench.counts['validation']} validation phantoms (seed {SPLITS['validation'][1]}), mixture fitted on "
         f"{bench.counts['train']} others. Dice and HD95: means over scans. Bodies: 26 neighbours, on the scan's own "
-        "grid; new ones hold no voxel that was called so before. Borders: of bodies that meet the truth's, mean surface "
-        "distance both ways. Nearer, new, change: what is fused beside itself, density beside the mixture."
+        "grid; new ones hold no voxel that was called so before. Borders: of bodies that meet the truth's, mean "
+        "surface distance both ways. Nearer, new, change: what is fused beside itself, density beside the mixture."
     )
     few, all_steps = len(planned(FEW)), len(planned(RefineConfig()))
     boxes = (
