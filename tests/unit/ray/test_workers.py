@@ -65,6 +65,7 @@ def test_threads_of_our_workers_sleep_while_they_wait_unless_somebody_says_other
 ) -> None:
     monkeypatch.setattr(os, "environ", {"OMP_WAIT_POLICY": asked} if asked else {})
     seen: list[str | None] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # by another test
     monkeypatch.setattr(ray, "init", lambda **_: seen.append(os.environ.get("OMP_WAIT_POLICY")))
     for owner, name in ((ray, "shutdown"), (cluster, "_drop_known_noise"), (cluster, "keep_to_this_machine")):
         monkeypatch.setattr(owner, name, lambda: None)
