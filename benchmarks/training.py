@@ -35,9 +35,8 @@ from diffseglung_ray.workspace import fit_standardiser, open_workspace
 QUESTION = "What does Ray Train cost training, beside torchrun with the same loop on the same patches?"
 HERE = Path(__file__).parent
 Numbers = dict[str, float]
-SPINNING = {
-    "GOMP_SPINCOUNT": "300000"
-}  # what GNU's OpenMP does where no policy is set; it goes before a policy
+# What GNU's OpenMP does where no policy is set; it goes before one that is.
+SPINNING = {"GOMP_SPINCOUNT": "300000"}
 BUSY = [sys.executable, "-c", "while True: pass"]
 FEW = 20  # steps beside it: spinning takes seconds for each
 

@@ -33,7 +33,7 @@ OWN_RAY = {
     # Training's helpers are many and idle; Ray warns at four times this number of processes.
     "RAY_worker_maximum_startup_concurrency": "4",
     # Ray's workers are nice, so a thread beside anyone's other job hardly runs. Others that spin while they wait for
-    # it keep the free cores from it; asleep, they leave it one: up to 15 times faster (benchmarks/training.py).
+    # it keep the free cores from it; asleep, they leave it one: eleven times faster (benchmarks/training.py).
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
