@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -426,6 +427,14 @@ def feature_row(one: Judgement, number: int, scan_s: float, criterion: str, swee
     }
 
 
+def in_one_line(record: logging.LogRecord) -> bool:
+    """What Tune could not save, without its traceback: a file may be renamed as it is copied, and Tune saves again."""
+    if record.exc_info and record.exc_info[1]:
+        said = traceback.format_exception_only(record.exc_info[1])[-1].strip().splitlines()[-1]
+        record.msg, record.args, record.exc_info = f"{record.getMessage().strip()} {said}", (), None
+    return True
+
+
 def search(study: Study, config: RunConfig, workspace: Workspace, trials: int, run: Run) -> list[Row]:
     """A row for each trial. The recipe's own settings are the first; a sweep that was begun goes on."""
     keep_from_trials()
@@ -434,6 +443,7 @@ def search(study: Study, config: RunConfig, workspace: Workspace, trials: int, r
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     # That a tracking server took a second is no advice to whoever follows the table.
     logging.getLogger("ray.tune.utils.util").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune.execution.experiment_state").addFilter(in_one_line)
     workers = trial_workers(config)
     diary = Diary(study.config, config, run, trials)
     trainable = ray_tune.with_resources(

@@ -1,6 +1,7 @@
 """A sweep leaves a table, a page, nested runs and a model, the same ones twice, and nothing that holds the cluster."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from diffseglung_ray.tuning import (
     Diary,
     Row,
     bounded_sample,
+    in_one_line,
     mark_best,
     search,
     short,
@@ -375,3 +377,15 @@ def test_two_trials_of_half_a_gpu_run_on_one_at_once_and_a_third_waits(tmp_path:
     begun = [one["span"][0] for one in trials]
     at_once = [sum(one["span"][0] <= moment < one["span"][1] for one in trials) for moment in begun]
     assert max(at_once) == 2
+
+
+def test_what_tune_could_not_save_is_told_in_one_line() -> None:
+    try:
+        raise FileNotFoundError("work/experiment_state.json.tmp")
+    except FileNotFoundError:
+        said = ("Saving experiment state to '%s' failed with exception: ", ("work",), sys.exc_info())
+    record = logging.LogRecord("ray.tune", logging.ERROR, __file__, 1, *said)
+    assert in_one_line(record)
+    assert logging.Formatter().format(record) == (
+        "Saving experiment state to 'work' failed with exception: FileNotFoundError: work/experiment_state.json.tmp"
+    )
