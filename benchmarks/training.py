@@ -121,7 +121,8 @@ def main() -> None:
     peak = max(one["peak_mib"] for one in found["torchrun", cores])
     lines += [
         "",
-        f"{args.steps} steps of recipe {args.recipe} after the first {FIRST}; median of {args.rounds} rounds.",
+        f"{args.steps} steps of recipe {args.recipe} after the first {FIRST}; median of {args.rounds} rounds. "
+        f"Beside a busy process: {FEW} steps, once.",
     ]
     lines += [f"The process under torchrun took {peak:.0f} MiB at its peak."]
     record(QUESTION, "\n".join(lines))

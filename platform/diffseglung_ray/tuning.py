@@ -428,7 +428,7 @@ def feature_row(one: Judgement, number: int, scan_s: float, criterion: str, swee
 
 
 def in_one_line(record: logging.LogRecord) -> bool:
-    """What Tune could not save, without its traceback: a file may be renamed as it is copied, and Tune saves again."""
+    """What Tune could not save of its own state, without its traceback: it saves all of it again at the next result."""
     if record.exc_info and record.exc_info[1]:
         said = traceback.format_exception_only(record.exc_info[1])[-1].strip().splitlines()[-1]
         record.msg, record.args, record.exc_info = f"{record.getMessage().strip()} {said}", (), None
